@@ -1,0 +1,1 @@
+"""Model compression judged by energy."""

@@ -1,0 +1,1 @@
+"""Checkpoint folders: the manifest, digests, completeness. Imports no torch."""

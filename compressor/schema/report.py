@@ -1,0 +1,228 @@
+"""`report.json`: the whole interface between measuring and rendering. Versioned, frozen, free of torch.
+
+A figure that could not be had is `None` beside a reason; nothing here turns absence into a number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.errors import UserError
+
+SCHEMA = "compressor-report/1"
+
+Phase = Literal["forward", "prefill", "decode"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Interval(_Record):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+class Ratio(_Record):
+    """A paired ratio to another candidate: geometric mean over rounds, with its 95 % interval."""
+
+    against: str
+    value: float
+    ci95: Interval | None
+    """None when there are too few rounds."""
+
+
+class Paired(_Record):
+    """A difference on the same rows."""
+
+    against: str
+    delta: float
+    """This candidate minus the other, in the metric's own unit."""
+    ci95: Interval
+    test: str
+    p_value: float | None
+
+
+class Quality(_Record):
+    """One metric on one data set."""
+
+    metric: str
+    dataset: str
+    split: str
+    value: float
+    ci95: Interval | None
+    n: int
+    """Rows (classification) or predicted tokens (language models)."""
+    paired: Paired | None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What the number depends on: context, stride, decode path, ..."""
+
+
+class EnergyFigure(_Record):
+    """Joules for one measurement: the JSON of `energy-result/1`, or why there is none."""
+
+    result: dict[str, Any] | None
+    """As `compressor.energy` writes it; its keys say whether it was measured or estimated."""
+    reason: str | None
+    """Why there is no figure."""
+
+
+class Measurement(_Record):
+    """Cost of one candidate on one workload in one phase, over the rounds of one session."""
+
+    workload: str
+    phase: Phase
+    session: str
+    """Ratios are taken within a session only."""
+    profile: str
+    batch: int
+    threads: int
+    rounds: int
+    tokens: int
+    """Real (unpadded) tokens per pass: input tokens, or generated tokens in `decode`."""
+    requests: int
+    """Rows per pass."""
+    padding_ratio: float
+    """Padded positions / all positions."""
+    latency_s_p50: float
+    """Median seconds of one batch (forward, prefill) or of one generated token of a batch (decode)."""
+    latency_s_p95: float
+    tokens_per_s: float
+    cpu_s_per_token: float
+    """The worker process's own CPU seconds per real token; median over rounds."""
+    cpu_s_per_token_ci95: Interval | None
+    cpu_s_per_token_ratio: Ratio | None
+    """To the baseline of the same round."""
+    latency_ratio: Ratio | None
+    peak_memory_bytes: int | None
+    energy: EnergyFigure
+    valid: bool
+    """False when the guard against other load or the A/A gate refused the session."""
+    remarks: tuple[str, ...] = ()
+
+
+class Candidate(_Record):
+    """One (checkpoint, variant) that was judged."""
+
+    id: str
+    """`<stage>` for the stage's own variant, `<stage>@onnx` for a scratch export of a torch stage."""
+    stage: str
+    checkpoint: str
+    """Folder, relative to the run."""
+    digest: str
+    variant: str
+    runtime: Literal["torch", "onnxruntime"]
+    scheme: str
+    scratch: bool
+    """True for an export made only to be measured."""
+    parameters: int
+    size_bytes: int
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """Realised facts: dtypes in the file, fused operators, kept structure, provider used."""
+    quality: tuple[Quality, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+
+
+class GoalResult(_Record):
+    """A goal and whether it was kept."""
+
+    goal: dict[str, Any]
+    status: Literal["met", "missed", "not_shown"]
+    value: float | None
+    limit: float | None
+    text: str
+    """One sentence for a person."""
+
+
+class Verdict(_Record):
+    """A judgement that follows from the figures, such as "do not quantise here"."""
+
+    kind: str
+    candidate: str
+    text: str
+    reasons: tuple[str, ...] = ()
+
+
+class StageCost(_Record):
+    """What it took to make a checkpoint (from its own journal, so it survives resume and skips)."""
+
+    stage: str
+    wall_s: float
+    cpu_s: float
+    energy: EnergyFigure
+    skipped: bool
+
+
+class Failure(_Record):
+    """A candidate or stage that could not be judged, and why."""
+
+    where: str
+    error: str
+    text: str
+
+
+class Report(_Record):
+    """Everything a run found out."""
+
+    schema_: Literal["compressor-report/1"] = Field(default="compressor-report/1", alias="schema")
+    name: str
+    created: str
+    """UTC, ISO 8601."""
+    metadata: dict[str, Any]
+    pipeline: dict[str, Any]
+    """The validated pipeline, as it ran."""
+    environment: dict[str, Any]
+    """CPU, cores, threads, memory, versions, meters, load by others."""
+    data: dict[str, Any]
+    """Digest, rows and name of each split used here."""
+    model: str
+    """Name of the source model, as the pipeline calls it."""
+    baseline: str
+    selected: str | None
+    selected_reason: str
+    candidates: tuple[Candidate, ...]
+    goals: tuple[GoalResult, ...]
+    verdicts: tuple[Verdict, ...]
+    stage_costs: tuple[StageCost, ...]
+    failures: tuple[Failure, ...]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+
+    def candidate(self, candidate_id: str) -> Candidate:
+        """The candidate of that id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for candidate in self.candidates:
+            if candidate.id == candidate_id:
+                return candidate
+        raise KeyError(candidate_id)
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the report as JSON, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(report.model_dump_json(by_alias=True, indent=1) + "\n")
+    partial.replace(path)
+
+
+def read_report(path: Path) -> Report:
+    """Read a report.
+
+    Raises:
+        UserError: no such file, or not a report of this version.
+    """
+    try:
+        return Report.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise UserError("no report here", where=str(path), hint="compressor run PIPELINE --out RUN") from None
+    except ValidationError as error:
+        raise UserError(
+            f"not a {SCHEMA} report: {error.errors()[0]['msg']}", where=str(path), hint="run the pipeline again"
+        ) from None

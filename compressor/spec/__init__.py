@@ -1,0 +1,1 @@
+"""The pipeline language and the task table. Imports no torch."""

@@ -1,0 +1,100 @@
+"""Where the model and the data come from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from compressor.spec.base import Part, PositiveInt
+from compressor.spec.tasks import TaskName
+
+
+class TokenizerSource(Part):
+    """A tokenizer for a model built from a config: an existing one, or one trained on the training split."""
+
+    path: str | None = None
+    """Folder with tokenizer files."""
+    vocab_size: PositiveInt | None = None
+    """Train a byte-level BPE (decoders) or WordPiece (encoders) tokenizer of this size on `data.train`."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TokenizerSource:
+        if (self.path is None) == (self.vocab_size is None):
+            raise ValueError("give exactly one of: path, vocab_size")
+        return self
+
+
+class ModelSource(Part):
+    """The pretrained model: a folder, a hub repository, or random weights from a config."""
+
+    task: TaskName
+    path: str | None = None
+    """Folder with config.json and weights; a relative path starts at the working directory."""
+    hub: str | None = None
+    """Hub repository, `organisation/name`."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository; the commit found is recorded."""
+    config: dict[str, Any] | None = None
+    """A Hugging Face config (with `model_type`) for random weights drawn from the pipeline's seed."""
+    tokenizer: TokenizerSource | None = None
+    """Only with `config`."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes, in the order of their ids."""
+    name: str | None = None
+    """How reports and cards call this model; say here what was done to its weights before us."""
+    licence: str | None = None
+    """Licence of the weights, passed on to cards."""
+    how_to_get: str | None = None
+    """What to run when the folder is missing; printed in the error, never executed."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ModelSource:
+        if sum(value is not None for value in (self.path, self.hub, self.config)) != 1:
+            raise ValueError("give exactly one of: path, hub, config")
+        if (self.tokenizer is None) != (self.config is None):
+            raise ValueError("`tokenizer` goes with `config`: a folder or a hub repository brings its own")
+        return self
+
+
+class DataSource(Part):
+    """Rows from a file or from a hub data set, read through `datasets`."""
+
+    path: str | None = None
+    """CSV, TSV, JSONL, Parquet or plain text; a relative path starts at the working directory."""
+    hub: str | None = None
+    """Hub data set, such as `nyu-mll/glue`."""
+    subset: str | None = None
+    """Configuration of the hub data set, such as `sst2`."""
+    split: str | None = None
+    """Split of the hub data set, such as `train` or `validation[:1000]`."""
+    format: Literal["csv", "tsv", "jsonl", "parquet", "text"] | None = None
+    """Only where the file's ending does not say it."""
+    rows: PositiveInt | None = None
+    """Use the first rows only."""
+    how_to_get: str | None = None
+    """What to run when the file is missing; printed in the error, never executed."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DataSource:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of: path, hub")
+        if self.hub is None and (self.subset or self.split):
+            raise ValueError("`subset` and `split` go with `hub`")
+        return self
+
+
+class Data(Part):
+    """The splits. Stages see train, validation and calibration; only measurement opens test."""
+
+    train: DataSource | None = None
+    validation: DataSource | None = None
+    test: DataSource
+    calibration: DataSource | None = None
+    """Rows that fix pruning statistics and quantisation ranges; taken from `train` where absent."""
+    calibration_rows: PositiveInt = 256
+    """How many rows (encoders) or windows (decoders) calibration uses; drawn from the seed."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Task column -> column in the files, where they differ: `{text: sentence}`."""
+    max_tokens: PositiveInt = 128
+    """Longest row (encoders) or window (decoders) in training and calibration, in tokens."""
