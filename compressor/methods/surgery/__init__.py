@@ -1,0 +1,30 @@
+"""Taking heads, neurons and layers out of stock Hugging Face models, and putting zeros back in their place."""
+
+from compressor.methods.surgery.adapters import ADAPTERS, Adapter, adapter_for, layers_of
+from compressor.methods.surgery.apply import (
+    apply_structure,
+    drop_layers,
+    head_dim_of,
+    kv_cache_shapes,
+    n_parameters,
+    read_structure,
+    rebuild,
+    require_change,
+    resize_layer,
+)
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "adapter_for",
+    "apply_structure",
+    "drop_layers",
+    "head_dim_of",
+    "kv_cache_shapes",
+    "layers_of",
+    "n_parameters",
+    "read_structure",
+    "rebuild",
+    "require_change",
+    "resize_layer",
+]
