@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from compressor.errors import UnsupportedError
-from compressor.graphs.files import file_bytes, save_onnx
+from compressor.graphs.files import file_bytes, hushed, save_onnx
 
 OPSET = 20  # the newest that the runtimes of 2025 (ONNX Runtime 1.22) read
 MAX_IR_VERSION = 10
@@ -161,7 +159,11 @@ def export_decoder(model: nn.Module, path: str | Path) -> ExportResult:
         mask[1, :2] = 0
         past_axes = {0: _BATCH, 2: _PAST}
         args: tuple[Any, ...] = (ids, mask, past)
-        shapes_spec: list[Any] = [{0: _BATCH, 1: _SEQUENCE}, {0: _BATCH, 1: _TOTAL}, [(past_axes, past_axes)] * len(past)]
+        shapes_spec: list[Any] = [
+            {0: _BATCH, 1: _SEQUENCE},
+            {0: _BATCH, 1: _TOTAL},
+            [(past_axes, past_axes)] * len(past),
+        ]
         past_names = [f"past_key_values.{i}.{part}" for i in layers for part in ("key", "value")]
         names = ["input_ids", "attention_mask", *past_names]
         if takes_positions:
@@ -185,7 +187,7 @@ def _encoder_input_names(model: nn.Module) -> list[str]:
     names = [name for name in ENCODER_INPUTS if name in taken]
     if "input_ids" not in names or "attention_mask" not in names:
         raise UnsupportedError(
-            f"{type(model).__name__}.forward takes {', '.join(taken)}; an encoder must take input_ids and attention_mask"
+            f"{type(model).__name__}.forward takes {', '.join(taken)}; it must take input_ids and attention_mask"
         )
     # one token type (RoBERTa) or none (DeBERTa-v3) carries nothing, and their tokenizers return none
     if "token_type_ids" in names and getattr(getattr(model, "config", None), "type_vocab_size", 0) < 2:
@@ -250,13 +252,8 @@ def _export(
     output_names: list[str],
     what: str,
 ) -> onnx.ModelProto:
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
-    levels = [logger.level for logger in loggers]
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with hushed(), torch.no_grad():
             program = torch.onnx.export(
                 wrapper,
                 args,
@@ -269,9 +266,6 @@ def _export(
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise UnsupportedError(f"{what} cannot be exported: {_cause(error)}") from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
     assert program is not None
     program.model.ir_version = min(program.model.ir_version, MAX_IR_VERSION)
     ClearMetadataAndDocStringPass()(program.model)  # stack traces, with paths of the machine that exported

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +37,19 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise CheckpointError("holds an empty ONNX graph", where=str(path), hint="export the model again")
     return model
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Silence the libraries that tell the root logger and the warnings filter about every node they look at."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager
