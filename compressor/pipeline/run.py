@@ -1,0 +1,347 @@
+"""Run a pipeline: stage after stage, each in its own folder, then judge what came out.
+
+A stage is skipped when a verified checkpoint with the same fingerprint is there: the same inputs, settings, data,
+library versions and stage version. Everything a stage needs is in that list, so a run that was killed goes on where it
+was, and a changed setting redoes only what depends on it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from compressor.checkpoints.fingerprint import fingerprint, library_versions
+from compressor.checkpoints.store import Checkpoint
+from compressor.data.splits import StageData, open_stage_data
+from compressor.errors import CompressorError, InterruptedRunError, UserError
+from compressor.measurement.judge import CandidateSpec, judge
+from compressor.measurement.session import check_energy_is_measurable
+from compressor.pipeline.layout import (
+    RunState,
+    StepState,
+    finished,
+    partial_folder,
+    publish,
+    set_aside,
+    stage_folder,
+)
+from compressor.pipeline.memory import put_in_files
+from compressor.pipeline.plan import MODEL, Judged, Plan, Step, make_plan, needed_for
+from compressor.schema.events import (
+    Emit,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageSkipped,
+    StageStarted,
+)
+from compressor.schema.report import EnergyFigure, Report, StageCost, write_report
+from compressor.spec.load import load_pipeline
+from compressor.spec.pipeline import Pipeline
+from compressor.spec.tasks import TASKS
+from compressor.stages.context import StageContext, StageInputs
+from compressor.stages.dispatch import run_stage, stage_version
+from compressor.stages.source import SOURCE_VERSION, make_source, source_identity
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+Metric = Callable[[Any, Any], float]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        run_dir: its folder.
+        checkpoints: step id -> checkpoint, in the order in which they were made.
+        report: None when the run was told to stop early (`until`).
+    """
+
+    run_dir: Path
+    checkpoints: Mapping[str, Checkpoint]
+    report: Report | None
+
+    @property
+    def selected(self) -> Checkpoint | None:
+        """The checkpoint of the winning candidate, if there is one."""
+        if self.report is None or self.report.selected is None:
+            return None
+        return self.checkpoints[self.report.candidate(self.report.selected).stage]
+
+
+def run(
+    pipeline: Pipeline | Mapping[str, Any] | Path | str,
+    *,
+    out: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    until: str | None = None,
+    force: Sequence[str] = (),
+    require: Literal["measured"] | None = None,
+    model: nn.Module | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    data: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    on_event: Emit | None = None,
+) -> RunResult:
+    """Take a model through the stages of a pipeline and judge every candidate.
+
+    Args:
+        pipeline: a YAML file, its content, or a validated `Pipeline`.
+        out: the run's folder; `runs/<name>` where absent. The same folder again resumes.
+        overrides: `a.b=c` changes to the YAML, as `--set` takes them.
+        until: stop after this stage; no report is written.
+        force: stages to do again although a finished checkpoint is there.
+        require: `measured` refuses to start where energy can only be estimated.
+        model: a live model in place of the one the pipeline names; needs `tokenizer`.
+        tokenizer: the tokenizer that goes with `model`.
+        data: split name -> rows (a `datasets.Dataset`, a list of dicts, a data frame) in place of files.
+        metrics: further quality metrics: name -> f(predictions, references) -> float.
+        on_event: called with each event of `compressor.schema.events`.
+
+    Raises:
+        PipelineError: the pipeline is wrong; nothing was done.
+        ProvenanceError: measured energy was required and there is none to be had.
+        CompressorError: a stage or the judging failed; finished stages are kept.
+        InterruptedRunError: stopped by the user; run the same again to go on.
+    """
+    emit = on_event or (lambda event: None)
+    validated = pipeline if isinstance(pipeline, Pipeline) else load_pipeline(pipeline, overrides=overrides)
+    run_dir = Path(out) if out is not None else Path("runs") / validated.name
+    validated = put_in_files(validated, run_dir, model=model, tokenizer=tokenizer, data=data)
+    check_energy_is_measurable(validated, require=require)
+    plan = make_plan(validated)
+    steps = needed_for(plan, _known_stage(plan, until))
+    forced = {_known_stage(plan, stage) for stage in force}
+    state = _new_state(validated, steps)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    emit(RunStarted(pipeline=validated.name, run_dir=str(run_dir), stages=tuple(step.id for step in state.steps)))
+    try:
+        session = _Session(validated, plan, run_dir, state, _open_data(validated), emit)
+        checkpoints, skipped = _run_steps(session, steps, forced)
+        report = _judge(session, steps, checkpoints, skipped, metrics) if until is None else None
+        state.status = "finished"
+        return RunResult(run_dir=run_dir, checkpoints=checkpoints, report=report)
+    except KeyboardInterrupt:
+        state.status = "interrupted"
+        raise InterruptedRunError(
+            f"stopped; finished stages are kept in {run_dir}", hint="run the same command again to go on"
+        ) from None
+    except CompressorError:
+        state.status = "failed"
+        raise
+    finally:
+        state.write(run_dir)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What stays the same through one run."""
+
+    pipeline: Pipeline
+    plan: Plan
+    run_dir: Path
+    state: RunState
+    data: StageData
+    emit: Emit
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One checkpoint to make, or to find made."""
+
+    id: str
+    kind: str
+    fingerprint: str
+    scratch: bool
+    force: bool
+    make: Callable[[Path, StageContext], Checkpoint]
+
+
+def _open_data(pipeline: Pipeline) -> StageData:
+    return open_stage_data(pipeline.data, TASKS[pipeline.model.task], pipeline.model.labels, pipeline.seed)
+
+
+def _run_steps(
+    session: _Session, steps: Sequence[Step], forced: set[str | None]
+) -> tuple[dict[str, Checkpoint], set[str]]:
+    """Make every checkpoint, in order; returns them and the ids of those that were there already."""
+    checkpoints: dict[str, Checkpoint] = {}
+    skipped: set[str] = set()
+    checkpoints[MODEL], _ = _make_or_find(session, _source_work(session))
+    for step in steps:
+        work = _step_work(session, step, checkpoints, force=step.id in forced)
+        checkpoints[step.id], found = _make_or_find(session, work)
+        if found:
+            skipped.add(step.id)
+    return checkpoints, skipped
+
+
+def _source_work(session: _Session) -> _Work:
+    """The checkpoint of the pipeline's `model`."""
+    model = session.pipeline.model
+    trains_tokenizer = model.tokenizer is not None and model.tokenizer.vocab_size is not None
+    return _Work(
+        id=MODEL,
+        kind="source",
+        fingerprint=fingerprint(
+            kind="source",
+            version=SOURCE_VERSION,
+            config=model.model_dump(exclude={"how_to_get"}),
+            inputs={"source": source_identity(model)},
+            data={"train": session.data.digests["train"]} if trains_tokenizer else {},
+            versions=library_versions(),
+            seed=session.pipeline.seed,
+        ),
+        scratch=False,
+        force=False,
+        make=lambda out_dir, ctx: make_source(model, out_dir, ctx),
+    )
+
+
+def _step_work(session: _Session, step: Step, checkpoints: Mapping[str, Checkpoint], *, force: bool) -> _Work:
+    """The checkpoint of one stage. Everything it depends on is in the fingerprint."""
+    pipeline = session.pipeline
+    inputs = StageInputs(
+        source=checkpoints[step.source], teacher=checkpoints[step.teacher] if step.teacher is not None else None
+    )
+    return _Work(
+        id=step.id,
+        kind=step.config.stage,
+        fingerprint=fingerprint(
+            kind=step.config.stage,
+            version=stage_version(step.config),
+            config={
+                "stage": step.config.model_dump(by_alias=True),
+                "task": pipeline.model.task,
+                "labels": pipeline.model.labels,
+                "max_tokens": pipeline.data.max_tokens,
+                "calibration_rows": pipeline.data.calibration_rows,
+            },
+            inputs=inputs.digests(),
+            data=session.data.digests,
+            versions=library_versions(),
+            seed=pipeline.seed,
+        ),
+        scratch=step.scratch,
+        force=force,
+        make=lambda out_dir, ctx: run_stage(step.config, inputs, out_dir, ctx),
+    )
+
+
+def _make_or_find(session: _Session, work: _Work) -> tuple[Checkpoint, bool]:
+    """Make a checkpoint unless a verified one with this fingerprint is there; says which it was."""
+    state = session.state.step(work.id)
+    folder = stage_folder(session.run_dir, work.id, work.fingerprint, scratch=work.scratch)
+    state.folder, state.fingerprint = str(folder.relative_to(session.run_dir)), work.fingerprint
+    if work.force and folder.exists():
+        set_aside(folder)
+    found = finished(folder, work.fingerprint)
+    if found is not None:
+        state.status, state.digest = "skipped", found.digest
+        session.state.write(session.run_dir)
+        session.emit(StageSkipped(stage=work.id, path=str(folder)))
+        return found, True
+    state.status = "running"
+    session.state.write(session.run_dir)
+    session.emit(StageStarted(stage=work.id, kind=work.kind))
+    try:
+        with partial_folder(folder) as (out_dir, workdir):
+            work.make(out_dir, _context(session, work.fingerprint, workdir))
+            checkpoint = publish(folder)
+    except KeyboardInterrupt:
+        state.status = "interrupted"
+        raise
+    except CompressorError as error:
+        state.status, state.error = "failed", str(error)
+        raise
+    state.status, state.digest = "finished", checkpoint.digest
+    session.state.write(session.run_dir)
+    record = checkpoint.record
+    session.emit(StageFinished(stage=work.id, path=str(folder), wall_s=record.wall_s, cpu_s=record.cpu_s))
+    return checkpoint, False
+
+
+def _context(session: _Session, identity: str, workdir: Path) -> StageContext:
+    pipeline = session.pipeline
+    return StageContext(
+        data=session.data,
+        task=TASKS[pipeline.model.task],
+        labels=pipeline.model.labels,
+        max_tokens=pipeline.data.max_tokens,
+        calibration_rows=pipeline.data.calibration_rows,
+        seed=pipeline.seed,
+        target=pipeline.target,
+        fingerprint=identity,
+        versions=library_versions(),
+        emit=session.emit,
+        workdir=workdir,
+        cache_dir=session.run_dir / "cache",
+    )
+
+
+def _judge(
+    session: _Session,
+    steps: Sequence[Step],
+    checkpoints: Mapping[str, Checkpoint],
+    skipped: set[str],
+    metrics: Mapping[str, Metric] | None,
+) -> Report:
+    """Judge every candidate and write the report."""
+    report = judge(
+        session.pipeline,
+        [_candidate_spec(judged, checkpoints[judged.step]) for judged in session.plan.candidates],
+        baseline=session.plan.baseline,
+        stage_costs=[_stage_cost(checkpoints[step.id], skipped=step.id in skipped) for step in steps],
+        failures=(),
+        run_dir=session.run_dir,
+        metrics=metrics,
+        emit=session.emit,
+    )
+    path = session.run_dir / "report.json"
+    write_report(report, path)
+    session.state.report = path.name
+    session.emit(RunFinished(report_path=str(path), selected=report.selected))
+    return report
+
+
+def _candidate_spec(judged: Judged, checkpoint: Checkpoint) -> CandidateSpec:
+    own = [variant.id for variant in checkpoint.content.variants if variant.stage == judged.step]
+    return CandidateSpec(
+        id=judged.id, stage=judged.step, checkpoint=checkpoint, variant_id=own[-1], scratch=judged.scratch
+    )
+
+
+def _stage_cost(checkpoint: Checkpoint, *, skipped: bool) -> StageCost:
+    record = checkpoint.record
+    return StageCost(
+        stage=record.stage,
+        wall_s=record.wall_s,
+        cpu_s=record.cpu_s,
+        energy=EnergyFigure(result=record.energy, reason=record.energy_reason),
+        skipped=skipped,
+    )
+
+
+def _known_stage(plan: Plan, stage: str | None) -> str | None:
+    known = [step.id for step in plan.steps if not step.scratch]
+    if stage is not None and stage not in known:
+        raise UserError(f"this pipeline has no stage {stage!r}", hint=f"its stages are: {', '.join(known)}")
+    return stage
+
+
+def _new_state(pipeline: Pipeline, steps: Sequence[Step]) -> RunState:
+    return RunState(
+        name=pipeline.name,
+        steps=[
+            StepState(id=MODEL, kind="source", scratch=False),
+            *(StepState(id=step.id, kind=step.config.stage, scratch=step.scratch) for step in steps),
+        ],
+        pipeline=pipeline.model_dump(mode="json", by_alias=True),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    )
