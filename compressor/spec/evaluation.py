@@ -73,8 +73,8 @@ class Evaluate(Part):
 class Energy(Part):
     """How joules are read."""
 
-    profile: Literal["quick", "standard", "publish"] = "quick"
-    """5 rounds of 3 s, 10 of 10 s, or 10 of 60 s."""
+    profile: Literal["smoke", "quick", "standard", "publish"] = "quick"
+    """5 rounds of 3 s, 10 of 10 s, or 10 of 60 s; `smoke` (3 of 0.2 s) only shows that the path works."""
     accept: Literal["measured", "estimated"] = "measured"
     """Whether a goal in joules may be judged on an estimate."""
 
