@@ -1,4 +1,4 @@
-"""What every test may rely on: no network, small real texts, tiny checkpoints, and an honest skip for what was not fetched."""
+"""What every test may rely on: no network, small real texts, tiny checkpoints, a plain skip for what is not fetched."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def era_rows(era_files: dict[str, Path]) -> dict[str, list[dict[str, object]]]:
 
 @pytest.fixture(scope="session")
 def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory, sotu_text: dict[str, Path]) -> Path:
-    """BertForSequenceClassification, random: 4 layers, 32 wide, 4 heads, FFN 64, three labels, about 512 word pieces."""
+    """BertForSequenceClassification, random: 4 layers, 32 wide, 4 heads, FFN 64, three labels, 512 word pieces."""
     import torch
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
