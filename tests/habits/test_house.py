@@ -69,9 +69,9 @@ def test_no_tracked_file_names_a_path_of_somebodys_machine(tracked: list[str]) -
     assert_none(f"{path}: {hits}" for path, hits in found.items() if hits)
 
 
-@pytest.mark.parametrize("text", ["see /home/ada/x", '"/tmp/run"', "--out=/Users/ada", "C:\\Users\\ada"])
-def test_a_machine_path_is_recognised(text: str) -> None:
-    assert MACHINE_PATH.search(text.encode())
+@pytest.mark.parametrize("root", ["home", "Users", "root", "tmp"])
+def test_a_machine_path_is_recognised(root: str) -> None:
+    assert MACHINE_PATH.search(f'--out="/{root}/ada/x"'.encode())
 
 
 @pytest.mark.parametrize("text", ["the home/work balance", "runs/tmp/x", "/sys/class/powercap", "https://a.org/home/x"])
