@@ -48,6 +48,9 @@ class Workload(Part):
     def _one_way(self) -> Workload:
         if self.from_data == (self.input_tokens is not None):
             raise ValueError("give exactly one of: from_data, input_tokens")
+        for key in ("rows", "order"):
+            if not self.from_data and key in self.model_fields_set:
+                raise ValueError(f"`{key}` goes with `from_data: true`")
         return self
 
 
@@ -68,6 +71,12 @@ class Evaluate(Part):
     """Measure torch stages in ONNX Runtime as well, through a scratch export."""
     select: Slug | None = None
     """Name the winner instead of letting the goals choose."""
+
+    @model_validator(mode="after")
+    def _covers_all(self) -> Evaluate:
+        if self.stride > self.context:
+            raise ValueError(f"stride {self.stride} is longer than context {self.context}: tokens would be left out")
+        return self
 
 
 class Energy(Part):

@@ -54,6 +54,10 @@ class ModelSource(Part):
             raise ValueError("give exactly one of: path, hub, config")
         if (self.tokenizer is None) != (self.config is None):
             raise ValueError("`tokenizer` goes with `config`: a folder or a hub repository brings its own")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` goes with `hub`")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs `model_type`, such as bert or gpt2")
         return self
 
 

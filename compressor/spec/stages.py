@@ -91,6 +91,16 @@ class Distill(StageBase):
     cache_limit_gb: PositiveFloat = 10.0
     """Teacher outputs beyond the logits are cached on disk up to here, and computed live above it."""
 
+    @model_validator(mode="after")
+    def _same_depth(self) -> Distill:
+        layer_map = self.losses.hidden.layer_map if self.losses.hidden else None
+        if self.layers is not None and layer_map is not None and len(self.layers) != len(layer_map):
+            raise ValueError(
+                f"`losses.hidden.layer_map` has {len(layer_map)} layers and `layers` has {len(self.layers)}: "
+                "name one teacher layer for each student layer"
+            )
+        return self
+
 
 class Keep(Part):
     """What a uniform pruning keeps, as fractions of what is there."""
