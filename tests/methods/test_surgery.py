@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from accelerate import init_empty_weights
-from conftest import CONFIGS, DECODERS, build, inputs, logits
+from tiny_architectures import CONFIGS, DECODERS, build, inputs, logits
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, T5Config, T5Model
 
 from compressor.errors import CheckpointError, StageError, UnsupportedError

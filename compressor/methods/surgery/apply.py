@@ -110,7 +110,8 @@ def rebuild(model: PreTrainedModel, structure: Structure, state_dict: Mapping[st
             f"the weights do not fit the structure: {len(empty)} missing {empty[:3]}, "
             f"{len(found.unexpected_keys)} unexpected {found.unexpected_keys[:3]}"
         )
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -225,7 +226,7 @@ def _keep_layers(model: PreTrainedModel, layers_kept: tuple[int, ...], adapter: 
     for position, layer in enumerate(layers_of(model)):
         for module in layer.modules():
             if getattr(module, "layer_idx", None) is not None:  # the entry of the cache that this layer writes
-                module.layer_idx = position
+                module.layer_idx = position  # type: ignore[assignment]
     for key in adapter.per_layer_keys:
         values = getattr(model.config, key, None)
         if values is not None:
@@ -239,7 +240,7 @@ def _own_config(model: PreTrainedModel) -> None:
     own = copy.deepcopy(shared)
     for module in model.modules():
         if getattr(module, "config", None) is shared:
-            module.config = own
+            module.config = own  # type: ignore[assignment]
 
 
 def _update_config(model: PreTrainedModel, adapter: Adapter) -> None:
@@ -294,7 +295,7 @@ def _check_groups(wanted: LayerStructure, source: LayerStructure, where: str) ->
     if not wanted.heads_kept and not wanted.kv_heads_kept:
         return
     per_group = source.n_heads // source.n_kv_heads
-    counts = {kv: 0 for kv in wanted.kv_heads_kept}
+    counts = dict.fromkeys(wanted.kv_heads_kept, 0)
     for head in wanted.heads_kept:
         if head // per_group not in counts:
             raise CheckpointError(f"query head {head} is kept but its key/value head is not", where=where)

@@ -123,7 +123,7 @@ class SkippedAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
-        if past_key_values is not None:
+        if past_key_values is not None and self.layer_idx is not None:
             clock = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)  # (B, 1, T, 1)
             past_key_values.update(clock, clock, self.layer_idx)
         if self.output_name is None:
