@@ -24,11 +24,11 @@ def pytest_configure() -> None:
         HF_HUB_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
         TOKENIZERS_PARALLELISM="false",
-        # For clients that are no Python: they obey the proxy, and nothing listens there.
-        HTTP_PROXY="http://127.0.0.1:9",
-        HTTPS_PROXY="http://127.0.0.1:9",
-        NO_PROXY="localhost,127.0.0.1,::1",
     )
+    # For clients written in other languages: they obey a proxy, and nothing listens at this one.
+    nowhere, here = "http://127.0.0.1:9", "localhost,127.0.0.1,::1"
+    for name, value in (("http_proxy", nowhere), ("https_proxy", nowhere), ("all_proxy", nowhere), ("no_proxy", here)):
+        os.environ[name] = os.environ[name.upper()] = value
     spec = importlib.util.spec_from_file_location("refuse_network", blocker / "sitecustomize.py")
     assert spec is not None and spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
