@@ -1,0 +1,1 @@
+"""Rows, splits and tokens: whatever the source, the same columns come out. Needs no torch."""
