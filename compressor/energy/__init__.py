@@ -17,10 +17,22 @@ from compressor.energy.calibration import (
 )
 from compressor.energy.counter import minimum_window_s
 from compressor.energy.domain import CounterWindow, Domain, DomainLog, Probe, Provenance, Quantity, Sample, Scope
+from compressor.energy.facility import GridIntensity, HeatPump, Pue, carbon, facility_energy
+from compressor.energy.figures import (
+    EstimatedFigure,
+    Figure,
+    MeasuredFigure,
+    Work,
+    energy_figures,
+    padding_ratio,
+    per_unit,
+    units_per_joule,
+)
 from compressor.energy.host import Cpu, find_hypervisor, identify_cpu
 from compressor.energy.meter import Meter
 from compressor.energy.meters import all_meters
 from compressor.energy.meters.replay import ReplayMeter
+from compressor.energy.payback import BreakEven, Interval, break_even
 from compressor.energy.record import from_json, to_json, verify, verify_file
 from compressor.energy.spec_share import estimate_energy
 from compressor.energy.types import (
@@ -36,6 +48,7 @@ from compressor.energy.types import (
 from compressor.energy.window import Source, Window, choose_sources, measure
 
 __all__ = [
+    "BreakEven",
     "Calibration",
     "CounterWindow",
     "Cpu",
@@ -44,23 +57,35 @@ __all__ = [
     "Energy",
     "EnergyResult",
     "EstimatedEnergy",
+    "EstimatedFigure",
+    "Figure",
+    "GridIntensity",
+    "HeatPump",
+    "Interval",
     "InvalidEnergy",
     "MeasuredEnergy",
+    "MeasuredFigure",
     "Meter",
     "PlugReading",
     "Probe",
     "Provenance",
+    "Pue",
     "Quantity",
     "ReplayMeter",
     "Sample",
     "Scope",
     "Source",
     "Window",
+    "Work",
     "all_meters",
+    "break_even",
     "calibrate",
+    "carbon",
     "choose_sources",
+    "energy_figures",
     "estimate_calibrated",
     "estimate_energy",
+    "facility_energy",
     "find_hypervisor",
     "from_json",
     "identify_cpu",
@@ -68,9 +93,12 @@ __all__ = [
     "measure",
     "measured_from",
     "minimum_window_s",
+    "padding_ratio",
+    "per_unit",
     "save_calibration",
     "sum_energy",
     "to_json",
+    "units_per_joule",
     "verify",
     "verify_file",
     "with_idle",

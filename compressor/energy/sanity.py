@@ -1,0 +1,98 @@
+"""Gates against numbers that cannot be: a wrong unit, a missed wrap, energy booked to the wrong work.
+
+References are figures that others published or that follow from a roofline. A figure outside ten times its reference
+range is worth a warning, outside a hundred times it is refused. They say nothing of which of two models is better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from compressor.errors import EnergyError
+
+Verdict = Literal["ok", "warn", "fail"]
+WARN_FACTOR = 10.0
+FAIL_FACTOR = 100.0
+# 32-bit to 8-bit weights move a quarter of the bytes; decoding is bound by those.
+MAX_INT8_DECODE_SAVING = 4.0
+POWER_RATE_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published range.
+
+    Attributes:
+        key: ``j_per_generated_token`` or ``j_per_request``.
+        low: joules.
+        high: joules.
+        what: model, hardware and scope.
+        source: where from.
+    """
+
+    key: str
+    low: float
+    high: float
+    what: str
+    source: str
+
+
+REFERENCES = {
+    "llama-3.1-8b-h100": Reference(
+        "j_per_generated_token", 0.070, 0.455, "Llama-3.1-8B, one H100, concurrency 512 to 8, GPU scope", "ML.ENERGY"
+    ),
+    "tinyllama-1.1b-batch1": Reference(
+        "j_per_generated_token", 1.7, 4.3, "TinyLlama-1.1B, batch 1", "published measurements"
+    ),
+    "distilbert-gpu": Reference("j_per_request", 0.22, 0.22, "DistilBERT class, GPU scope", "published measurements"),
+    "bert-base-2vcpu": Reference("j_per_request", 0.8, 1.4, "BERT-base, 128 tokens, two Zen 3 vCPUs", "roofline"),
+    "gpt2-fp32-2vcpu": Reference(
+        "j_per_generated_token", 0.1, 0.2, "GPT-2 124M FP32 decode, two Zen 3 vCPUs", "roofline"
+    ),
+}
+
+
+def check_against(reference: Reference, value_j: float) -> Verdict:
+    """Compare a figure with a published range: `warn` outside ten times it, `fail` outside a hundred times."""
+    if reference.low / FAIL_FACTOR <= value_j <= reference.high * FAIL_FACTOR:
+        within = reference.low / WARN_FACTOR <= value_j <= reference.high * WARN_FACTOR
+        return "ok" if within else "warn"
+    return "fail"
+
+
+def check_mean_power(mean_w: float, *, idle_w: float, ceiling_w: float) -> None:
+    """Mean power lies between idle and the ceiling.
+
+    Raises:
+        EnergyError: it does not.
+    """
+    if not idle_w <= mean_w <= ceiling_w:
+        raise EnergyError(f"a mean power of {mean_w:.4g} W is not between idle ({idle_w:.4g} W) and {ceiling_w:.4g} W")
+
+
+def check_rate(j_per_token: float, tokens_per_s: float, mean_w: float) -> None:
+    """Joules per token times tokens per second is the mean power, within 1 %.
+
+    Raises:
+        EnergyError: energy and speed do not come from the same window.
+    """
+    implied_w = j_per_token * tokens_per_s
+    if abs(implied_w - mean_w) > POWER_RATE_TOLERANCE * mean_w:
+        raise EnergyError(
+            f"{j_per_token:.4g} J/token x {tokens_per_s:.4g} tokens/s is {implied_w:.4g} W, but the mean power was "
+            f"{mean_w:.4g} W; energy and speed were not taken over the same work"
+        )
+
+
+def check_int8_saving(fp32_j_per_token: float, int8_j_per_token: float) -> None:
+    """INT8 weights cut decode energy to a quarter at best.
+
+    Raises:
+        EnergyError: a larger saving, which is a bug in the measurement.
+    """
+    if int8_j_per_token * MAX_INT8_DECODE_SAVING < fp32_j_per_token:
+        raise EnergyError(
+            f"INT8 decode at {int8_j_per_token:.4g} J/token against FP32 at {fp32_j_per_token:.4g} J/token saves more "
+            f"than a factor of {MAX_INT8_DECODE_SAVING:g}, which the weights' size does not allow"
+        )
