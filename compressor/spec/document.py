@@ -75,15 +75,11 @@ def read_document(path: Path) -> Document:
         raise UserError("the file may not be read", where=file, hint="check its permissions") from None
     except UnicodeDecodeError:
         raise UserError("not a text file in UTF-8", where=file, hint="a pipeline is a YAML file") from None
-    loader = _Loader(text)
+    problems: list[Problem] = []
     try:
-        root = loader.get_single_node()
-        problems: list[Problem] = []
-        value = loader.plain(root, (), problems) if root is not None else None
+        root, value = _compose(text, problems)
     except yaml.YAMLError as error:
         raise PipelineError(file, [_syntax_problem(error, text)]) from None
-    finally:
-        loader.dispose()
     if value is None:
         raise PipelineError(file, [Problem("the file is empty", hint="`compressor schema` prints what goes in it")])
     if not isinstance(value, dict):
@@ -100,12 +96,13 @@ def parse_scalar(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML.
     """
+    return _compose(text, [])[1]
+
+
+def _compose(text: str, problems: list[Problem]) -> tuple[yaml.Node | None, Any]:
     loader = _Loader(text)
-    try:
-        root = loader.get_single_node()
-        return None if root is None else loader.plain(root, (), [])
-    finally:
-        loader.dispose()
+    root = loader.get_single_node()
+    return root, None if root is None else loader.plain(root, (), problems)
 
 
 class _Loader(yaml.SafeLoader):

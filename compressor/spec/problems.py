@@ -122,7 +122,8 @@ def _words(location: Location, detail: ErrorDetails, document: Any) -> tuple[str
     if kind == "too_short":
         return "the list is empty; it needs at least one item", None
     if kind in _LIMITS:
-        return f"{_LIMITS[kind].format(**context)}, not {value}", None
+        limits = {name: int(limit) if limit == int(limit) else limit for name, limit in context.items()}
+        return f"{_LIMITS[kind].format(**limits)}, not {value}", None
     if kind in _TYPES:
         hint = f'quote it to make it text: "{value}"' if kind == "string_type" and _is_scalar(value) else None
         return f"{_TYPES[kind]}, not {described(value)}", hint
