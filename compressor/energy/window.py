@@ -46,6 +46,7 @@ def measure(
     *,
     require: Literal["measured"] | None = None,
     scopes: Collection[Scope] | None = None,
+    window_s: float | None = None,
     root: Path = ROOT,
 ) -> Window:
     """A window over the best that this machine offers, or over the given meters.
@@ -55,13 +56,16 @@ def measure(
             joule is counted twice, and the estimate from CPU time only where nothing can be measured.
         require: ``"measured"`` refuses an estimate, before the work and after it.
         scopes: read only domains of these scopes.
+        window_s: leave out what cannot time windows of this length, where it is known beforehand.
         root: root of sysfs and procfs.
 
     Raises:
         ProvenanceError: measured energy is required and only an estimate, or nothing, is to be had.
         EnergyError: nothing can be read, or not in these scopes.
     """
-    return Window(choose_sources(meters, require=require, scopes=scopes, root=root), require=require, root=root)
+    return Window(
+        choose_sources(meters, require=require, scopes=scopes, window_s=window_s, root=root), require=require, root=root
+    )
 
 
 def choose_sources(
@@ -69,6 +73,7 @@ def choose_sources(
     *,
     require: Literal["measured"] | None = None,
     scopes: Collection[Scope] | None = None,
+    window_s: float | None = None,
     root: Path = ROOT,
 ) -> tuple[Source, ...]:
     """Decide what a window reads; a session decides once and reuses it for all its windows. Raises as `measure`."""
@@ -76,7 +81,8 @@ def choose_sources(
     probes = [(meter, meter.probe()) for meter in found]
     # A guest's RAPL can be read when it is asked for by name; what comes of it is never called measured.
     usable = ("ok",) if meters is None else ("ok", "virtualised")
-    offers = [Source(meter, meter.domains()) for meter, probe in probes if probe.status in usable]
+    found_usable = [Source(meter, meter.domains()) for meter, probe in probes if probe.status in usable]
+    offers = [source for source in found_usable if window_s is None or _needs_s(source) <= window_s]
     if meters is None or require == "measured":
         measured = _select([_measured_part(offer) for offer in offers], scopes)
         models = [offer for offer in offers if isinstance(offer.meter, EstimatingMeter)]
@@ -84,7 +90,13 @@ def choose_sources(
     else:
         sources = _select(offers, scopes)
     if not sources:
-        told = "; ".join(f"{meter.name}: {probe.status} ({probe.reason})" for meter, probe in probes)
+        too_slow = {source.meter.name: _needs_s(source) for source in found_usable if source not in offers}
+        told = "; ".join(
+            f"{meter.name}: needs windows of {too_slow[meter.name]:g} s"
+            if meter.name in too_slow
+            else f"{meter.name}: {probe.status} ({probe.reason})"
+            for meter, probe in probes
+        )
         remedies = [probe.remedy for _, probe in probes if probe.remedy and probe.status not in ("ok", "absent")]
         hint = remedies[0] if remedies else "compressor meters"
         if require == "measured":
@@ -244,6 +256,10 @@ def _invalid(logs: Sequence[MeterLog], reason: str, boot_id: str | None) -> Inva
     label = " + ".join(log.label for log in logs)
     wall_s = max((log.wall_s for log in read), default=0.0)
     return InvalidEnergy(reason, label, wall_s, scopes, (CounterWindow(read, boot_id=boot_id),))
+
+
+def _needs_s(source: Source) -> float:
+    return max((counter.minimum_window_s(domain) for domain in source.domains), default=0.0)
 
 
 def _measured_part(source: Source) -> Source:
