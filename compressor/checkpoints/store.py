@@ -120,12 +120,12 @@ def seal(
     )  # both digests raise on NaN before anything is written
     checkpoint = Checkpoint(out_dir, manifest)
     _check_paths(checkpoint)
-    write_whole(manifest_path, json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+    write_whole(manifest_path, json.dumps(manifest.model_dump(by_alias=True), indent=1, allow_nan=False) + "\n")
     return checkpoint
 
 
 def _digest(part: Content | Record) -> str:
-    return digest_json(part.model_dump(mode="json"))
+    return digest_json(part.model_dump())  # not mode="json", which turns NaN into null without a word
 
 
 def _read_manifest(path: Path) -> Manifest:
