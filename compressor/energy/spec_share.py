@@ -75,7 +75,7 @@ def power_table_source() -> str:
 
 
 def thread_power(family: str | None) -> ThreadPower:
-    """The row of a family; the envelope of all rows where it is unknown.
+    """The row of a family; where it is unknown, one that reaches over all rows, with the median of their medians.
 
     Raises:
         EnergyError: a name that the table does not have.
@@ -127,9 +127,10 @@ def estimate_energy(
     sigma = float(threads_per_vcpu or 1)
     idle_j = sigma * n_vcpu * power.idle_w[1] * wall_s
     dynamic_j = sigma * power.dynamic_w[1] * WORKLOAD_FACTOR[1] * cpu_s
-    draws = _draws(power, threads_per_vcpu)
-    low_j, high_j = _edges(draws.idle_w * (n_vcpu * wall_s) + draws.dynamic_w * cpu_s)
-    net_low_j, net_high_j = _edges(draws.dynamic_w * cpu_s)
+    rows = [power] if power.known else list(load_power_table().values())
+    draws = [_draws(row, threads_per_vcpu) for row in rows]
+    low_j, high_j = _edges([draw.idle_w * (n_vcpu * wall_s) + draw.dynamic_w * cpu_s for draw in draws])
+    net_low_j, net_high_j = _edges([draw.dynamic_w * cpu_s for draw in draws])
     return EstimatedEnergy(
         est_energy_gross_j=idle_j + dynamic_j,
         est_energy_gross_low_j=low_j,
@@ -206,11 +207,12 @@ def _split_lognormal(points: tuple[float, float, float], z: NDArray[np.float64])
     return result
 
 
-def _edges(joules: NDArray[np.float64]) -> tuple[float, float]:
+def _edges(joules: list[NDArray[np.float64]]) -> tuple[float, float]:
+    """The band that holds the 5 % and 95 % points of every CPU family it might be."""
     import numpy as np
 
-    low, high = np.quantile(joules, [0.05, 0.95])
-    return float(low), float(high)
+    points = np.quantile(joules, [0.05, 0.95], axis=1)  # (2, n_families)
+    return float(points[0].min()), float(points[1].max())
 
 
 def _three(points: list[float]) -> tuple[float, float, float]:

@@ -7,14 +7,14 @@ with its reason, where the reading broke. Which of the three it is shows in its 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from compressor.energy import counter
-from compressor.energy.domain import CounterWindow, Domain, DomainLog, MeterLog, Provenance, Scope
+from compressor.energy.domain import CounterWindow, Domain, DomainLog, MeterLog, Probe, Provenance, Scope
 from compressor.energy.host import ROOT, read_boot_id
 from compressor.energy.meter import EstimatingMeter, Meter
 from compressor.energy.meters import all_meters
@@ -91,17 +91,7 @@ def choose_sources(
         sources = _select(offers, scopes)
     if not sources:
         too_slow = {source.meter.name: _needs_s(source) for source in found_usable if source not in offers}
-        told = "; ".join(
-            f"{meter.name}: needs windows of {too_slow[meter.name]:g} s"
-            if meter.name in too_slow
-            else f"{meter.name}: {probe.status} ({probe.reason})"
-            for meter, probe in probes
-        )
-        remedies = [probe.remedy for _, probe in probes if probe.remedy and probe.status not in ("ok", "absent")]
-        hint = remedies[0] if remedies else "compressor meters"
-        if require == "measured":
-            raise ProvenanceError(f"measured energy is required, and no meter can give it: {told}", hint=hint)
-        raise EnergyError(f"no energy can be read here: {told or 'no meter was given'}", hint=hint)
+        raise _nothing_to_read(probes, too_slow, require)
     return sources
 
 
@@ -256,6 +246,26 @@ def _invalid(logs: Sequence[MeterLog], reason: str, boot_id: str | None) -> Inva
     label = " + ".join(log.label for log in logs)
     wall_s = max((log.wall_s for log in read), default=0.0)
     return InvalidEnergy(reason, label, wall_s, scopes, (CounterWindow(read, boot_id=boot_id),))
+
+
+def _nothing_to_read(
+    probes: Sequence[tuple[Meter, Probe]], too_slow: Mapping[str, float], require: str | None
+) -> EnergyError | ProvenanceError:
+    """The error that names what each meter lacks; those that the machine does not have are only counted."""
+    told = [
+        f"{meter.name}: needs windows of {too_slow[meter.name]:g} s"
+        if meter.name in too_slow
+        else f"{meter.name}: {probe.status} ({probe.reason})"
+        for meter, probe in probes
+        if probe.status != "absent"
+    ]
+    n_absent = len(probes) - len(told)
+    told += [f"{n_absent} other meter(s) absent" if told else f"all {n_absent} meter(s) absent"] if n_absent else []
+    remedies = [probe.remedy for _, probe in probes if probe.remedy and probe.status not in ("ok", "absent")]
+    hint = remedies[0] if remedies else "compressor meters"
+    if require == "measured":
+        return ProvenanceError(f"measured energy is required, and no meter can give it: {'; '.join(told)}", hint=hint)
+    return EnergyError(f"no energy can be read here: {'; '.join(told) or 'no meter was given'}", hint=hint)
 
 
 def _needs_s(source: Source) -> float:
