@@ -37,7 +37,7 @@ class Training(Part):
     rows: PositiveInt | None = None
     """Train on the first rows only."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` multiplies in bfloat16 and keeps weights in fp32: faster on GPUs and on processors with AVX512_BF16 or AMX."""
+    """`bf16` multiplies in bfloat16, with weights in fp32: faster on GPUs and on CPUs with AVX512_BF16 or AMX."""
 
 
 class Finetune(StageBase):
