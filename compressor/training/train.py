@@ -20,10 +20,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from compressor.errors import StageError
 from compressor.schema.events import Emit, Note
+from compressor.training.evaluate import evaluate
 from compressor.training.metrics import Metric
 from compressor.training.rows import Row, collate
 from compressor.training.trainer import Loss, LossTrainer, RowDataset, Telling
 
+_CLOCKS = ("_runtime", "_per_second", "_preparation_time", "total_flos")
 N_LOG_POINTS = 100
 """About how many points a loss curve has."""
 
@@ -112,9 +114,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
 
-    before = None
-    if validation_rows is not None:
-        before = float(trainer.evaluate()[f"eval_{metric.name}"])
+    before = evaluate(model, validation_rows, metric=metric, pad_id=pad_id) if validation_rows is not None else None
     checkpoint, resumed_at = _last_complete(Path(str(arguments.output_dir)))
     if checkpoint is not None:
         emit(Note(stage, f"resumed after step {resumed_at}"))
@@ -215,7 +215,7 @@ def _require_finite(model: nn.Module, learning_rate: float) -> None:
 
 
 def _curve(log_history: Sequence[dict[str, Any]]) -> tuple[dict[str, float], ...]:
-    """The logged points without what depends on the clock."""
+    """The logged points without what depends on the clock, and without figures that are no numbers."""
     kept = []
     for entry in log_history:
         if "train_runtime" in entry:
@@ -223,7 +223,7 @@ def _curve(log_history: Sequence[dict[str, Any]]) -> tuple[dict[str, float], ...
         point = {
             name.replace("eval_", "validation_"): float(value)
             for name, value in entry.items()
-            if isinstance(value, int | float) and not name.endswith(("_runtime", "_per_second", "total_flos"))
+            if isinstance(value, int | float) and math.isfinite(value) and not name.endswith(_CLOCKS)
         }
         kept.append(point)
     return tuple(kept)

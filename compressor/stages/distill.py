@@ -1,0 +1,168 @@
+"""Distillation: train a student to answer as its teacher does. Recovery after pruning is the same stage.
+
+The student is the `from` checkpoint, or some of its layers (DistilBERT, arXiv 1910.01108). The teacher answers each
+training row once; the cache is shared by all stages of a run that have the same teacher.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from compressor.checkpoints.store import Checkpoint
+from compressor.errors import UserError
+from compressor.methods.structure import Structure
+from compressor.methods.surgery import drop_layers, layers_of
+from compressor.runtime.torch_models import load_module
+from compressor.schema.events import Emit
+from compressor.spec.stages import Distill
+from compressor.stages.context import DistillInput, StageContext
+from compressor.stages.cost import measure_cost
+from compressor.stages.fitting import Splits, fit, open_splits, realised
+from compressor.stages.sealing import Made, quiet_transformers, seal_module
+from compressor.training.objective import (
+    HiddenTerm,
+    LogitTerm,
+    add_projections,
+    check_layer_map,
+    distillation_loss,
+    remove_projections,
+)
+from compressor.training.teacher import Teacher, ask_teacher
+
+VERSION = 1
+
+
+def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
+    """Train the student against the teacher's logits and hidden states (and the labels, where they have a weight).
+
+    Raises:
+        UserError: layers that the source does not have, a layer map that leaves the teacher, or a teacher with other
+            classes or another tokenizer.
+        DataError: no training rows, or a label that the head does not have.
+        StageError: the loss stopped being a number.
+    """
+    source, teacher = inputs.source, inputs.teacher
+    _check_same_language(source, teacher)
+    with measure_cost(ctx.workdir) as meter, quiet_transformers():
+        emit = meter.watching(ctx.emit)
+        splits = open_splits(source, ctx, config.training.rows)
+        student, structure = _student(config, source)
+        taught = load_module(teacher)
+        hidden = _hidden_term(config, student, taught)
+        torch.manual_seed(ctx.seed)
+        if hidden is not None:
+            add_projections(student, len(layers_of(student)), student.config.hidden_size, taught.config.hidden_size)
+        loss = distillation_loss(
+            _teacher(config, teacher, taught, splits, hidden, ctx, emit),
+            label_weight=config.losses.labels,
+            logits=_logit_term(config),
+            hidden=hidden,
+            is_decoder=ctx.task.is_decoder,
+        )
+        result = fit(
+            student, splits=splits, loss=loss, training=config.training, stage=config.id, ctx=ctx, emit=emit
+        )  # fmt: skip
+        remove_projections(student)
+    return seal_module(
+        student,
+        out_dir,
+        made=Made(
+            stage=config.id,
+            kind=config.stage,
+            config=config.model_dump(mode="json", by_alias=True),
+            inputs={"source": source.digest, "teacher": teacher.digest},
+            splits=("train", "validation"),
+            realised=realised(student, result, splits) | _layers(config, hidden),
+        ),
+        ctx=ctx,
+        cost=meter.cost,
+        labels=source.content.labels,
+        structure=structure,
+        carry_from=source.path,
+    )
+
+
+def _student(config: Distill, source: Checkpoint) -> tuple[PreTrainedModel, dict[str, Any] | None]:
+    """The student before training, and what to write of its structure."""
+    student = load_module(source)
+    structure = source.content.structure
+    if config.layers is None:
+        return student, structure
+    n_layers = len(layers_of(student))
+    if any(layer >= n_layers for layer in config.layers) or list(config.layers) != sorted(set(config.layers)):
+        raise UserError(
+            f"layers {list(config.layers)} cannot be taken from {source.record.stage!r}, which has {n_layers} layers",
+            where=f"stages.{config.id}.layers",
+            hint=f"name layers from 0 to {n_layers - 1} in rising order",
+        )
+    if len(config.layers) == n_layers:
+        return student, structure
+    kept = drop_layers(student, config.layers)
+    if structure is not None:
+        structure = Structure.from_json(structure).then(kept).to_json()
+    return student, structure
+
+
+def _hidden_term(config: Distill, student: PreTrainedModel, teacher: PreTrainedModel) -> HiddenTerm | None:
+    hidden = config.losses.hidden
+    if hidden is None or not hidden.weight:
+        return None
+    layer_map = check_layer_map(hidden.layer_map, len(layers_of(student)), len(layers_of(teacher)))
+    return HiddenTerm(hidden.weight, hidden.kind, layer_map)
+
+
+def _logit_term(config: Distill) -> LogitTerm | None:
+    logits = config.losses.logits
+    return None if logits is None else LogitTerm(logits.weight, logits.kind, logits.temperature)
+
+
+def _teacher(
+    config: Distill,
+    teacher: Checkpoint,
+    module: PreTrainedModel,
+    splits: Splits,
+    hidden: HiddenTerm | None,
+    ctx: StageContext,
+    emit: Emit,
+) -> Teacher:
+    return ask_teacher(
+        module,
+        splits.train,
+        key={"teacher": teacher.digest, "train": ctx.data.digests["train"], "rows": len(splits.train),
+             "max_tokens": ctx.max_tokens},
+        folder=(ctx.cache_dir or ctx.workdir) / f"teacher-{teacher.record.stage}",
+        hidden_layers=hidden.layer_map if hidden is not None else (),
+        is_per_token=ctx.task.is_decoder,
+        limit_bytes=int(config.cache_limit_gb * 1e9),
+        pad_id=splits.pad_id,
+        stage=config.id,
+        emit=emit,
+    )  # fmt: skip
+
+
+def _layers(config: Distill, hidden: HiddenTerm | None) -> dict[str, Any]:
+    return {
+        "layers": list(config.layers) if config.layers is not None else None,
+        "layer_map": list(hidden.layer_map) if hidden is not None else None,
+    }
+
+
+def _check_same_language(source: Checkpoint, teacher: Checkpoint) -> None:
+    """Logits can only be compared class by class, and hidden states token by token."""
+    ours, theirs = source.content, teacher.content
+    if ours.labels != theirs.labels:
+        raise UserError(
+            f"the teacher {teacher.record.stage!r} has the classes {', '.join(theirs.labels or ())}, the student "
+            f"{source.record.stage!r} has {', '.join(ours.labels or ())}",
+            hint="teacher and student must have the same classes in the same order",
+        )
+    files = [content.files.get("tokenizer.json") for content in (ours, theirs)]
+    if files[0] is None or files[1] is None or files[0].sha256 != files[1].sha256:
+        raise UserError(
+            f"the teacher {teacher.record.stage!r} and the student {source.record.stage!r} have different tokenizers",
+            hint="their tokens cannot be compared; choose a student of the same family",
+        )

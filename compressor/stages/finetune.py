@@ -1,0 +1,55 @@
+"""Fine-tuning: train all weights on the labels, or on the text itself for a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compressor.checkpoints.store import Checkpoint
+from compressor.runtime.torch_models import load_module
+from compressor.spec.stages import Finetune
+from compressor.stages.context import SourceInput, StageContext
+from compressor.stages.cost import measure_cost
+from compressor.stages.fitting import fit, open_splits, realised
+from compressor.stages.sealing import Made, quiet_transformers, seal_module
+from compressor.training.objective import label_loss
+
+VERSION = 1
+
+
+def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
+    """Train the source's weights; the state that was best on validation is kept.
+
+    Raises:
+        DataError: no training rows, or a label that the head does not have.
+        StageError: the loss stopped being a number.
+    """
+    source = inputs.source
+    with measure_cost(ctx.workdir) as meter, quiet_transformers():
+        splits = open_splits(source, ctx, config.training.rows)
+        module = load_module(source)
+        result = fit(
+            module,
+            splits=splits,
+            loss=label_loss(is_decoder=ctx.task.is_decoder),
+            training=config.training,
+            stage=config.id,
+            ctx=ctx,
+            emit=meter.watching(ctx.emit),
+        )
+    return seal_module(
+        module,
+        out_dir,
+        made=Made(
+            stage=config.id,
+            kind=config.stage,
+            config=config.model_dump(mode="json", by_alias=True),
+            inputs={"source": source.digest},
+            splits=("train", "validation"),
+            realised=realised(module, result, splits),
+        ),
+        ctx=ctx,
+        cost=meter.cost,
+        labels=source.content.labels,
+        structure=source.content.structure,
+        carry_from=source.path,
+    )

@@ -1,0 +1,108 @@
+"""What the two training stages share: settings into arguments, the result into a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from compressor.checkpoints.store import Checkpoint
+from compressor.data.tokenize import load_tokenizer
+from compressor.methods.surgery import n_parameters
+from compressor.schema.events import Emit
+from compressor.spec.stages import Training
+from compressor.stages.context import StageContext
+from compressor.stages.rows import metric_of, pad_id_of, train_rows, validation_rows
+from compressor.training.objective import label_loss
+from compressor.training.rows import Row
+from compressor.training.train import TrainResult, TrainSettings, train
+from compressor.training.trainer import Loss
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows as the student's tokenizer sees them."""
+
+    train: list[Row]
+    validation: list[Row] | None
+    pad_id: int
+
+
+def open_splits(source: Checkpoint, ctx: StageContext, n_rows: int | None) -> Splits:
+    """Both splits.
+
+    Raises:
+        DataError: no training split, or a label that the head does not have.
+    """
+    pad_id = pad_id_of(load_tokenizer(source.path))
+    return Splits(train_rows(source, ctx, n_rows), validation_rows(source, ctx), pad_id)
+
+
+def fit(
+    module: PreTrainedModel,
+    *,
+    splits: Splits,
+    loss: Loss,
+    training: Training,
+    stage: str,
+    ctx: StageContext,
+    emit: Emit,
+) -> TrainResult:
+    """Train with the pipeline's settings; validation always looks at the task's own loss."""
+    settings = TrainSettings(
+        epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        batch_size=training.batch_size,
+        seed=ctx.seed,
+        max_steps=training.max_steps,
+        schedule=training.schedule,
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_accumulation=training.gradient_accumulation,
+        evaluate_every_steps=training.evaluate_every_steps,
+        device=ctx.target.device,
+        precision=training.precision,
+    )
+    result = train(
+        module,
+        train_rows=splits.train,
+        validation_rows=splits.validation,
+        loss=loss,
+        validation_loss=label_loss(is_decoder=ctx.task.is_decoder),
+        metric=metric_of(ctx.task),
+        settings=settings,
+        pad_id=splits.pad_id,
+        stage=stage,
+        emit=emit,
+        workdir=ctx.workdir,
+    )
+    nn.Module.to(module, "cpu")
+    return result
+
+
+def realised(module: PreTrainedModel, result: TrainResult, splits: Splits) -> dict[str, Any]:
+    """What a training stage puts on record, with the curve that reports draw."""
+    return {
+        "parameters": n_parameters(module),
+        "steps": result.n_steps,
+        "train_rows": len(splits.train),
+        "validation": _validation(result, splits.validation),
+        "resumed_at_step": result.resumed_at,
+        "history": list(result.history),
+    }
+
+
+def _validation(result: TrainResult, rows: Sequence[Row] | None) -> dict[str, Any] | None:
+    if rows is None:
+        return None
+    return {
+        "metric": result.metric,
+        "rows": len(rows),
+        "before": result.before,
+        "after": result.after,
+        "best_step": result.best_step,
+    }

@@ -1,0 +1,211 @@
+"""A stage in a child process: both ends of the conversation.
+
+The parent writes a job file and the data beside it, starts `python -m compressor.stages.child JOB.json`, and reads
+events as JSON lines until the child has sealed the folder or failed. The child's standard input is a pipe that the
+parent never writes to: when the parent dies, however it dies, the pipe closes and the child ends itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from pydantic import TypeAdapter
+
+from compressor import errors
+from compressor.checkpoints.store import Checkpoint, open_checkpoint
+from compressor.data.splits import StageData
+from compressor.errors import CompressorError, StageError
+from compressor.schema.events import Emit, from_json
+from compressor.spec.evaluation import Target
+from compressor.spec.stages import Stage
+from compressor.spec.tasks import TASKS
+from compressor.stages.context import StageContext, StageInputs
+
+FAILURE = "failure"
+LOG = "child.log"
+SPLITS = ("train", "validation", "calibration")
+STOP_WAIT_S = 10.0
+
+_REBUILT = {
+    kind.__name__: kind
+    for kind in (
+        errors.UserError, errors.DataError, errors.CheckpointError, errors.UnsupportedError, errors.StageError,
+        errors.EnergyError, errors.GateError, errors.ParityError, errors.CompressorError,
+    )
+}  # fmt: skip
+"""Errors that a message, a place and a hint make whole."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the child is to do."""
+
+    config: Stage
+    inputs: StageInputs
+    out_dir: Path
+    ctx: StageContext
+
+
+def run_in_child(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageContext) -> Checkpoint:
+    """Do a stage in a process of its own.
+
+    Raises:
+        CompressorError: the one that the child raised, with its own type and text.
+        StageError: the child was killed.
+        RuntimeError: the child met a bug; holds its traceback.
+        KeyboardInterrupt: passed on, once the child is gone.
+    """
+    path = write_job(Job(config, inputs, out_dir, ctx))
+    log_path = ctx.workdir / LOG
+    with log_path.open("w") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "compressor.stages.child", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # the terminal's Ctrl-C comes to us alone, and we end the child
+        )
+        try:
+            failure = _listen(child, ctx.emit)
+            child.wait()
+        finally:
+            _end(child)
+    if failure is not None:
+        raise rebuild_error(failure)
+    if child.returncode != 0:
+        raise _unexplained(child.returncode, config.id, log_path)
+    return open_checkpoint(out_dir, verify=False)
+
+
+def write_job(job: Job) -> Path:
+    """Write the job and its rows into the working folder; gives the job file's path."""
+    ctx = job.ctx
+    ctx.workdir.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, str] = {}
+    for split in SPLITS:
+        dataset = getattr(ctx.data, split)
+        if dataset is not None:
+            path = ctx.workdir / f"{split}.parquet"
+            dataset.to_parquet(path)
+            rows[split] = str(path)
+    values = {
+        "config": job.config.model_dump(mode="json", by_alias=True),
+        "source": str(job.inputs.source.path),
+        "teacher": str(job.inputs.teacher.path) if job.inputs.teacher is not None else None,
+        "out_dir": str(job.out_dir),
+        "rows": rows,
+        "digests": dict(ctx.data.digests),
+        "task": ctx.task.name,
+        "labels": ctx.labels,
+        "max_tokens": ctx.max_tokens,
+        "calibration_rows": ctx.calibration_rows,
+        "seed": ctx.seed,
+        "target": ctx.target.model_dump(mode="json"),
+        "fingerprint": ctx.fingerprint,
+        "versions": dict(ctx.versions),
+        "workdir": str(ctx.workdir),
+        "cache_dir": str(ctx.cache_dir) if ctx.cache_dir is not None else None,
+    }
+    path = ctx.workdir / "job.json"
+    path.write_text(json.dumps(values, indent=1))
+    return path
+
+
+def read_job(path: Path, emit: Emit) -> Job:
+    """The job that `write_job` wrote; its events go to `emit`."""
+    values = json.loads(path.read_text())
+    rows = {split: _read_rows(name) for split, name in values["rows"].items()}
+    teacher = values["teacher"]
+    cache_dir = values["cache_dir"]
+    return Job(
+        config=TypeAdapter(Stage).validate_python(values["config"]),
+        inputs=StageInputs(
+            source=open_checkpoint(values["source"], verify=False),
+            teacher=open_checkpoint(teacher, verify=False) if teacher is not None else None,
+        ),
+        out_dir=Path(values["out_dir"]),
+        ctx=StageContext(
+            data=StageData(
+                train=rows.get("train"),
+                validation=rows.get("validation"),
+                calibration=rows.get("calibration"),
+                digests=values["digests"],
+            ),
+            task=TASKS[values["task"]],
+            labels=tuple(values["labels"]) if values["labels"] is not None else None,
+            max_tokens=values["max_tokens"],
+            calibration_rows=values["calibration_rows"],
+            seed=values["seed"],
+            target=Target.model_validate(values["target"]),
+            fingerprint=values["fingerprint"],
+            versions=values["versions"],
+            emit=emit,
+            workdir=Path(values["workdir"]),
+            cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        ),
+    )
+
+
+def failure_line(error: CompressorError) -> str:
+    """An error as the child says it."""
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _REBUILT)
+    return json.dumps({FAILURE: kind, "message": error.message, "where": error.where, "hint": error.hint})
+
+
+def rebuild_error(values: dict[str, Any]) -> CompressorError:
+    """The error that `failure_line` wrote."""
+    return _REBUILT[values[FAILURE]](values["message"], where=values["where"], hint=values["hint"])
+
+
+def _read_rows(name: str) -> datasets.Dataset:
+    dataset = datasets.Dataset.from_parquet(name, keep_in_memory=True, cache_dir=str(Path(name).parent / "arrow"))
+    assert isinstance(dataset, datasets.Dataset)
+    return dataset
+
+
+def _listen(child: subprocess.Popen[str], emit: Emit) -> dict[str, Any] | None:
+    """Pass the child's events on until it closes its output; its failure, if it told one."""
+    failure: dict[str, Any] | None = None
+    assert child.stdout is not None
+    for line in child.stdout:
+        values = json.loads(line)
+        if FAILURE in values:
+            failure = values
+        else:
+            emit(from_json(line))
+    return failure
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Make sure that the child is gone."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(STOP_WAIT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _unexplained(returncode: int, stage: str, log_path: Path) -> Exception:
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        return StageError(
+            f"the training process was ended by {name}",
+            where=f"stage {stage}",
+            hint="if memory ran out, lower training.batch_size or data.max_tokens; run again to go on from the last "
+            f"checkpoint (its log: {log_path})",
+        )
+    return RuntimeError(f"the training process of stage {stage} met a bug:{os.linesep}{log_path.read_text()}")
