@@ -1,8 +1,9 @@
-"""Fewer, larger nodes with the same results.
+"""Fewer nodes and faster ones with the same results.
 
-Our own attention fusion runs first; then ``onnxscript``'s rewriter and ONNX Runtime's optimizer, apart and together,
-for what is left (norms with their residual, GELU). The result with the most fused nodes whose numbers hold is kept. A
-fused file holds operators of ONNX Runtime's own domain: the unfused one is the portable one.
+Our own attention fusion runs first; then whichever of ``onnxscript``'s rewriter and ONNX Runtime's optimizer fuses more
+of what is left (norms, GELU), then the other. Fusions that run slower than their parts are taken apart again. The
+furthest result whose numbers hold is kept. A fused file holds operators of ONNX Runtime's own domain: the unfused one
+is the portable one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from compressor.errors import StageError
 from compressor.graphs.files import hushed, load_onnx, save_onnx
 from compressor.graphs.fuse_attention import fuse_attention
+from compressor.graphs.residuals import split_slow_fusions
 
 FUSED_OPS = (
     "Attention",
@@ -63,6 +65,7 @@ class FusionReport:
 
     Attributes:
         counts: fused nodes by operator; empty when the unfused graph was kept.
+        split: fusions found and taken apart again because their parts run faster, by operator.
         fused_by: the passes that made the result, such as ``attention + onnxscript``; empty when unfused.
         n_nodes_before, n_nodes_after: nodes of the two files.
         max_relative_diff: largest output difference on the samples, relative to the largest output.
@@ -71,6 +74,7 @@ class FusionReport:
     """
 
     counts: dict[str, int]
+    split: dict[str, int]
     fused_by: str
     n_nodes_before: int
     n_nodes_after: int
@@ -79,8 +83,8 @@ class FusionReport:
     limits: tuple[str, ...] = field(default=())
 
 
-def fuse(path: str | Path, out: str | Path, *, samples: Sequence[Feed] = ()) -> FusionReport:
-    """Fuse attention, rotary positions, norms with residuals and GELU where the numbers stay the same.
+def fuse(path: str | Path, out: str | Path, *, samples: Sequence[Feed] = (), skip_norms: bool = False) -> FusionReport:
+    """Fuse attention, rotary positions, norms and GELU where the numbers stay the same.
 
     Every result is loaded in ONNX Runtime and compared on ``samples`` before it is kept; one that is off by more than
     1e-4 of the largest output is dropped, and the report says so.
@@ -89,6 +93,8 @@ def fuse(path: str | Path, out: str | Path, *, samples: Sequence[Feed] = ()) -> 
         path: an exported fp32 graph; heads and widths may differ from layer to layer.
         out: the file to write; it may be ``path``.
         samples: inputs by name; without them, random ones of several shapes, with padding and with a past.
+        skip_norms: keep norms fused with their residual sum and biases with their GELU, although the CPU kernels of
+            ONNX Runtime 1.31 are slower that way (see ``residuals``).
 
     Raises:
         CheckpointError: ``path`` is not an ONNX file.
@@ -102,6 +108,7 @@ def fuse(path: str | Path, out: str | Path, *, samples: Sequence[Feed] = ()) -> 
         raise StageError(f"does not run in ONNX Runtime ({_first_line(error)})", where=str(path)) from error
     faults: list[str] = []
     for name, fused in _chain(model, faults):
+        split = {} if skip_norms else dict(split_slow_fusions(fused))
         try:
             difference = _max_relative_difference(expected, _run(fused, samples, out), samples)
         except _SESSION_ERRORS as error:
@@ -114,6 +121,7 @@ def fuse(path: str | Path, out: str | Path, *, samples: Sequence[Feed] = ()) -> 
         counts = _count_fused(fused)
         return FusionReport(
             counts=dict(sorted(counts.items())),
+            split=split,
             fused_by=name,
             n_nodes_before=len(model.graph.node),
             n_nodes_after=len(fused.graph.node),
@@ -123,7 +131,7 @@ def fuse(path: str | Path, out: str | Path, *, samples: Sequence[Feed] = ()) -> 
         )
     save_onnx(model, out)
     n_nodes = len(model.graph.node)
-    return FusionReport({}, "", n_nodes, n_nodes, 0.0, "; ".join(faults) or "no pass found anything to fuse")
+    return FusionReport({}, {}, "", n_nodes, n_nodes, 0.0, "; ".join(faults) or "no pass found anything to fuse")
 
 
 def probe_feeds(model: onnx.ModelProto, *, seed: int = 0) -> list[Feed]:

@@ -201,6 +201,14 @@ def _head_nodes(graph: onnx.GraphProto) -> list[str]:
 def _store_transposed_weights(graph: onnx.GraphProto) -> None:
     """Fold ``Transpose`` of a stored matrix: a tied head is ``x @ transpose(embedding)``, which no quantiser sees."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "FusedMatMul" and node.input[1] in tensors]:
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if attributes.pop("transB", 0) != 1 or attributes.pop("alpha", 1.0) != 1.0 or any(attributes.values()):
+            continue
+        transposed = f"{node.input[1]}_transposed"
+        turn = helper.make_node("Transpose", [node.input[1]], [transposed], f"{node.name}_turn", perm=[1, 0])
+        product = helper.make_node("MatMul", [node.input[0], transposed], node.output, node.name)
+        _replace_node(graph, node, [turn, product])
     for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in tensors]:
         array = numpy_helper.to_array(tensors[node.input[0]])
         if array.ndim != 2:
