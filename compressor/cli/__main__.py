@@ -1,0 +1,5 @@
+"""`python -m compressor.cli` is `compressor`."""
+
+from compressor.cli.app import main
+
+main()

@@ -1,0 +1,123 @@
+"""`compressor inspect`, `predict` and `generate`: finished checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compressor.cli.output import AsJson, megabytes, print_json, print_rich, table
+from compressor.errors import UserError
+
+if TYPE_CHECKING:
+    from compressor.checkpoints.store import Checkpoint
+
+Folder = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")]
+Precision = Annotated[
+    str | None, typer.Option(help="Which variant: fp32, fp16, w8a8-dynamic, ...; the last made where absent.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of one inference.")]
+
+
+def inspect(
+    checkpoint: Folder,
+    *,
+    verify: Annotated[bool, typer.Option(help="Hash every file against the manifest.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a checkpoint is, how it came to be, and whether its files are whole.
+
+    Example: compressor inspect runs/smoke/stages/int8-0123abcd
+    """
+    from compressor.checkpoints.store import open_checkpoint
+
+    found = open_checkpoint(checkpoint, verify=verify)
+    if as_json:
+        print(found.manifest.model_dump_json(by_alias=True, indent=1))
+    else:
+        print_rich(*_checkpoint_tables(found, verified=verify))
+
+
+def predict(
+    checkpoint: Folder,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; else the lines of stdin.")
+    ] = None,
+    *,
+    precision: Precision = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify texts with a checkpoint.
+
+    Example: compressor predict runs/minilm-sentiment/stages/int8-0123abcd "A joy from start to end."
+    """
+    given = _given(texts)
+    from compressor.runtime.load import load
+
+    answers = load(checkpoint, precision=precision, threads=threads).predict(given)
+    if as_json:
+        print_json([{"text": text, **answer} for text, answer in zip(given, answers, strict=True)])
+        return
+    rows = [(str(answer["label"]), f"{answer['score']:.4f}", text) for text, answer in zip(given, answers, strict=True)]
+    print_rich(table(["label", ">score", "text"], rows))
+
+
+def generate(
+    checkpoint: Folder,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts; else the lines of stdin.")
+    ] = None,
+    *,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    precision: Precision = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue prompts with a language model.
+
+    Example: compressor generate runs/smollm2-sotu/stages/int8-0123abcd "The state of the union is"
+    """
+    given = _given(prompts)
+    from compressor.runtime.load import load
+
+    answers = load(checkpoint, precision=precision, threads=threads).generate(given, max_new_tokens=max_new_tokens)
+    if as_json:
+        print_json([{"prompt": prompt, "text": text} for prompt, text in zip(given, answers, strict=True)])
+        return
+    for answer in answers:
+        print(answer)
+
+
+def _given(texts: list[str] | None) -> list[str]:
+    if texts:
+        return texts
+    if sys.stdin.isatty():
+        raise UserError("no text was given", hint='write it after the checkpoint in quotes: "A joy from start to end."')
+    lines = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not lines:
+        raise UserError("no text was given: stdin is empty", hint="give texts as arguments, or one a line on stdin")
+    return lines
+
+
+def _checkpoint_tables(found: Checkpoint, *, verified: bool) -> list[object]:
+    content, record = found.content, found.record
+    made = f"{record.stage} ({record.kind}), {record.created}, {record.wall_s:.0f} s, {record.cpu_s:.0f} CPU-seconds"
+    rows = [
+        ("folder", str(found.path)),
+        ("digest", found.digest),
+        ("files", f"{len(content.files)}, {'all as the manifest says' if verified else 'not verified'}"),
+        ("model", f"{content.architecture} ({content.model_type}), {content.task}"),
+        ("labels", ", ".join(content.labels) if content.labels else "-"),
+        ("structure", "stock" if content.structure is None else "pruned, not a stock shape"),
+        ("made by", made),
+        ("from", ", ".join(f"{role} {digest[:12]}" for role, digest in record.inputs.items()) or "-"),
+    ]
+    variants = [
+        (v.id, v.runtime, v.scheme, f"{v.parameters:,}", megabytes(v.size_bytes), v.stage, v.path)
+        for v in content.variants
+    ]
+    columns = ["variant", "runtime", "scheme", ">parameters", ">size", "stage", "file"]
+    return [table(["", ""], rows), "", table(columns, variants)]

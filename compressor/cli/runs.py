@@ -1,0 +1,87 @@
+"""`compressor status`, `report` and `clean`: what a run's folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compressor.cli.output import AsJson, megabytes, print_json, print_rich, say, table
+
+if TYPE_CHECKING:
+    from compressor.schema.report import Report
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/smoke.")]
+
+
+def status(run: RunFolder, *, as_json: AsJson = False) -> None:
+    """Show where a run stands, step by step.
+
+    Example: compressor status runs/minilm-sentiment
+    """
+    from compressor.pipeline.status import status as read_status
+
+    found = read_status(run)
+    if as_json:
+        steps = [{**vars(line.state), "size_bytes": line.size_bytes} for line in found.steps]
+        print_json({"name": found.name, "status": found.status, "report": found.report, "steps": steps})
+        return
+    rows = [
+        (line.state.id, line.state.kind, line.state.status, megabytes(line.size_bytes), line.state.folder or "-")
+        for line in found.steps
+    ]
+    print_rich(f"{found.name}: {found.status}", table(["step", "kind", "status", ">size", "folder"], rows))
+    for line in found.steps:
+        if line.state.error:
+            print_rich(f"{line.state.id}: {line.state.error}")
+    for folder in found.partial:
+        print(f"unfinished, resumes from here: {folder}")
+
+
+def report(
+    run: RunFolder,
+    *,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write Markdown to this file instead.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the report of a finished run.
+
+    Example: compressor report runs/minilm-sentiment --markdown report.md
+    """
+    from compressor.schema.report import read_report
+
+    found = read_report(run / "report.json" if run.is_dir() else run)
+    if markdown is None:
+        show_report(found, as_json=as_json)
+        return
+    from compressor.render import markdown as to_markdown
+
+    markdown.write_text(to_markdown(found), encoding="utf-8")
+    say(f"written: {markdown}")
+
+
+def clean(run: RunFolder, *, as_json: AsJson = False) -> None:
+    """Delete what can be made again: scratch exports, caches, unfinished work, old stages.
+
+    Checkpoints of the present pipeline and the report stay.
+
+    Example: compressor clean runs/minilm-sentiment
+    """
+    from compressor.pipeline.status import clean as clean_run
+
+    freed = clean_run(run)
+    if as_json:
+        print_json({"freed_bytes": freed})
+    else:
+        print(f"{run}: {megabytes(freed)} freed")
+
+
+def show_report(report: Report, *, as_json: bool) -> None:
+    """A report as JSON or as tables."""
+    if as_json:
+        print(report.model_dump_json(by_alias=True, indent=1))
+        return
+    from compressor.render import terminal_table
+
+    print_rich(terminal_table(report))
