@@ -185,10 +185,12 @@ def _removal_costs(weight: Tensor, inverse: Tensor, groups: Tensor) -> Tensor:
     """tr(W_S [(H^-1)_SS]^-1 W_S^T) of each unit: (n_units,)."""
     if groups.shape[1] == 1:
         columns = groups[:, 0]
-        return weight[:, columns].square().sum(dim=0) / inverse.diagonal()[columns]
+        costs: Tensor = weight[:, columns].square().sum(dim=0) / inverse.diagonal()[columns]
+        return costs
     blocks = inverse[groups[:, :, None], groups[:, None, :]]  # (n_units, s, s)
     parts = weight.T[groups]  # (n_units, s, out)
-    return (parts * torch.linalg.solve(blocks, parts)).sum(dim=(1, 2))
+    costs = (parts * torch.linalg.solve(blocks, parts)).sum(dim=(1, 2))
+    return costs
 
 
 def _remove(weight: Tensor, inverse: Tensor, columns: Tensor) -> None:

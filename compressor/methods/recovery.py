@@ -124,8 +124,8 @@ def unit_scales(
     scales: Tensor = torch.linalg.lstsq(design, wanted[:, None]).solution[:, 0]
     if not bool((scales.abs() <= limit).all()):
         raise StageError(
-            f"mask tuning asks to scale a unit by {float(scales.abs().max()):.3g}, beyond {limit:g}: a sign of too deep "
-            "a cut or too little text",
+            f"mask tuning asks to scale a unit by {float(scales.abs().max()):.3g}, beyond {limit:g}: "
+            "the cut is too deep or the text too little",
             hint="use the ridge recovery, or more calibration text",
         )
     return scales

@@ -30,7 +30,7 @@ from compressor.methods.surgery.slicing import (
 def read_structure(model: PreTrainedModel) -> Structure:
     """The structure that keeps everything the model has now, read from its modules rather than from its config."""
     adapter = adapter_for(model)
-    layers = tuple(_read_layer(layer, adapter) for layer in layers_of(model))
+    layers = tuple(read_layer(layer, adapter) for layer in layers_of(model))
     return Structure(tuple(range(len(layers))), layers)
 
 
@@ -127,7 +127,7 @@ def kv_cache_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
     adapter = adapter_for(model)
     shapes = []
     for layer in layers_of(model):
-        described = _read_layer(layer, adapter)
+        described = read_layer(layer, adapter)
         shapes.append((described.n_kv_heads, head_dim_of(layer, adapter)) if described.n_heads else (1, 1))
     return shapes
 
@@ -137,7 +137,8 @@ def head_dim_of(layer: nn.Module, adapter: Adapter) -> int:
     return int(getattr(layer.get_submodule(adapter.attention), adapter.head_dim))
 
 
-def _read_layer(layer: nn.Module, adapter: Adapter) -> LayerStructure:
+def read_layer(layer: nn.Module, adapter: Adapter) -> LayerStructure:
+    """What one layer has now, read from the shapes of its modules."""
     n_heads = n_kv_heads = ffn_width = 0
     if not isinstance(layer.get_submodule(adapter.attention), SkippedAttention):
         head_dim = head_dim_of(layer, adapter)
@@ -152,7 +153,7 @@ def _read_layer(layer: nn.Module, adapter: Adapter) -> LayerStructure:
 
 def resize_layer(layer: nn.Module, wanted: LayerStructure, adapter: Adapter) -> None:
     """Slice one layer in place to what is wanted of it; sublayers that keep everything are not touched."""
-    present = _read_layer(layer, adapter)
+    present = read_layer(layer, adapter)
     if wanted.n_heads != present.n_heads:
         _resize_attention(layer, wanted, present, adapter)
     if wanted.ffn_width != present.ffn_width:
