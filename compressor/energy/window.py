@@ -135,15 +135,11 @@ class Window:
     ) -> None:
         logs = [sampler.stop() for sampler in reversed(self._samplers)][::-1]
         asleep_s = _asleep_s() - self._asleep_s
-        too_short = None
-        try:
-            counter.refuse_short_window([log for meter_log in logs for log in meter_log.logs if log.samples])
-        except EnergyError as short:
-            too_short = short
-        if too_short is not None:
-            self._result = _invalid(logs, too_short.message, self._boot_id)
-            if error is None and not any(log.fault for log in logs):
-                raise too_short
+        short = None if any(log.fault for log in logs) else _too_short(logs)
+        if short is not None:
+            self._result = _invalid(logs, short.message, self._boot_id)
+            if error is None:
+                raise short
         elif asleep_s > SUSPEND_LIMIT_S:
             self._result = _invalid(logs, f"the machine was suspended for {asleep_s:.1f} s", self._boot_id)
         else:
@@ -169,6 +165,15 @@ def resolve(readings: Sequence[tuple[Source, MeterLog]], *, boot_id: str | None 
     except EnergyError as error:
         return _invalid(logs, error.message, boot_id)
     return result
+
+
+def _too_short(logs: Sequence[MeterLog]) -> EnergyError | None:
+    """The error that a window of this length deserves, to be raised where the work itself did not fail."""
+    try:
+        counter.refuse_short_window([log for meter_log in logs for log in meter_log.logs])
+    except EnergyError as error:
+        return error
+    return None
 
 
 def _estimate(meter: EstimatingMeter, log: MeterLog) -> EstimatedEnergy:
