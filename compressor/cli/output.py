@@ -20,12 +20,16 @@ def print_json(value: Any) -> None:
 
 
 def print_rich(*renderables: Any) -> None:
-    """Tables and text for people on stdout; without a terminal at least 120 columns, so that no figure is cut."""
-    console = Console(soft_wrap=False)
+    """Tables and text for people on stdout.
+
+    Without a terminal there are at least 160 columns, so that no figure is cut. A text is shown as it is: `[MASK]` and
+    `:on:` in a user's data are no markup.
+    """
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(width=max(console.width, 160))
+        console.width = max(console.width, 160)
     for renderable in renderables:
-        console.print(renderable, highlight=False)
+        console.print(renderable)
 
 
 def say(text: str) -> None:

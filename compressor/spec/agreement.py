@@ -25,6 +25,8 @@ WORKLOAD_COSTS = ("latency_s", "cpu_s_per_token", "j_per_token")
 """Costs that depend on how the model is used."""
 COSTS = (*WORKLOAD_COSTS, "size_bytes", "parameters")
 """Everything a goal can limit beside quality."""
+AGREEMENT = "top1_agreement"
+"""Share of predictions equal to the baseline's; measured without being asked for."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _goal_findings(parts: Parts, metrics: Collection[str]) -> Iterator[Finding]:
     if parts.task is None or parts.evaluate is None:
         return
     for i, goal in enumerate(parts.goals or ()):
-        known = (*parts.task.metrics, *metrics, *COSTS)
+        known = (*parts.task.metrics, *metrics, AGREEMENT, *COSTS)
         location = ("goals", i)
         if goal.metric not in known:
             message = f"`{goal.metric}` is neither a metric of {parts.task.name} nor a cost"
@@ -170,7 +172,7 @@ def _goal_findings(parts: Parts, metrics: Collection[str]) -> Iterator[Finding]:
 
 
 def _quality_goal_findings(goal: Goal, location: Location, evaluate: Evaluate, task: Task) -> Iterator[Finding]:
-    measured = evaluate.metrics or task.metrics
+    measured = (*(evaluate.metrics or task.metrics), AGREEMENT)
     if goal.metric not in measured:
         message = f"`{goal.metric}` is not among the metrics that are measured"
         yield (*location, "metric"), message, f"add `{goal.metric}` to `evaluate.metrics`"
@@ -180,7 +182,7 @@ def _quality_goal_findings(goal: Goal, location: Location, evaluate: Evaluate, t
     if goal.metric.endswith("perplexity") and goal.max_ratio is None:
         message = f"`{goal.metric}`: the less the better"
         yield location, message, "limit it with `max_ratio`, such as 1.05 for at most 5 % above the baseline's"
-    elif goal.metric in task.metrics and not goal.metric.endswith("perplexity") and goal.max_ratio is not None:
+    elif goal.metric in (*task.metrics, AGREEMENT) and not goal.metric.endswith("perplexity") and goal.max_ratio:
         message = f"`{goal.metric}`: the more the better"
         yield location, message, "limit it with `min_retained` or `max_drop_points`"
 

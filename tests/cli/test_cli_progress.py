@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from compressor.cli.output import duration, megabytes
+from compressor.cli.output import duration, megabytes, print_rich, table
 from compressor.cli.progress import PLAIN_EVERY_S, PlainProgress, TerminalProgress, describe, watching
 from compressor.schema import events
 from compressor.schema.events import Event
@@ -126,3 +126,17 @@ def test_durations(seconds: float, words: str) -> None:
 
 def test_sizes() -> None:
     assert (megabytes(12_345_678), megabytes(0), megabytes(None)) == ("12.3 MB", "0.0 MB", "-")
+
+
+def test_a_users_text_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rich(table(["label", ">score"], [("[bold]x[/] :on:", "0.5000")]), "[MASK] [/nothing]")
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "label            score",
+        "[bold]x[/] :on:  0.5000",
+        "[MASK] [/nothing]",
+    ]
+
+
+def test_long_lines_are_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rich(table(["a", "b"], [("x" * 70, "y" * 70)]))
+    assert "x" * 70 + "  " + "y" * 70 in capsys.readouterr().out

@@ -60,8 +60,8 @@ def refused(base: dict[str, Any], *, metrics: tuple[str, ...] = (), **change: An
             DECODER,
             {"metric": "accuracy", "min_retained": 0.9},
             "goals.0.metric: `accuracy` is neither a metric of causal-lm nor a cost\n"
-            "  -> there are: token_perplexity, byte_perplexity, latency_s, cpu_s_per_token, j_per_token, "
-            "size_bytes, parameters",
+            "  -> there are: token_perplexity, byte_perplexity, top1_agreement, latency_s, cpu_s_per_token, "
+            "j_per_token, size_bytes, parameters",
         ),
         (
             ENCODER,
@@ -119,8 +119,9 @@ def test_goals_that_can_be_judged() -> None:
         {"metric": "accuracy", "max_drop_points": 1.0},
         {"metric": "j_per_token", "workload": "one", "max_ratio": 0.5},
         {"metric": "parameters", "max_ratio": 0.5},
+        {"metric": "top1_agreement", "min_retained": 0.99},
     ]
-    assert len(load_pipeline({**ENCODER, "goals": goals}).goals) == 3
+    assert len(load_pipeline({**ENCODER, "goals": goals}).goals) == 4
     decode = {"metric": "latency_s", "phase": "decode", "max_ratio": 0.5}
     assert load_pipeline({**DECODER, "goals": [decode]}).goals[0].phase == "decode"
 
