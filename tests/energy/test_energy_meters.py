@@ -398,7 +398,7 @@ def device(answers: dict[str, Any], *, status: int = 200, delay_s: float = 0.0) 
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(404 if answer is None else status)
             self.end_headers()
-            with suppress(BrokenPipeError, ConnectionResetError):  # the client may have lost patience
+            with suppress(ConnectionError):  # the client may have lost patience
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:

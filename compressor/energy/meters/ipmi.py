@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -80,6 +78,10 @@ def run_ipmitool() -> str:
     Raises:
         EnergyError: it is not installed, fails, or does not answer in time.
     """
+    # Here, since few machines have a controller and every import of the package would pay for these.
+    import shutil
+    import subprocess
+
     if shutil.which(COMMAND[0]) is None:
         raise EnergyError("ipmitool is not installed", hint="sudo apt-get install ipmitool")
     try:

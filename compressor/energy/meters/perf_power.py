@@ -6,10 +6,8 @@ The same counters as powercap, reached through ``perf_event_open``, with another
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
@@ -136,9 +134,13 @@ def open_counter(pmu_type: int, config: int, cpu: int) -> Callable[[], int]:
         RefusedError: the right is missing.
         EnergyError: any other failure.
     """
-    number = _SYSCALL.get(platform.machine())
+    # Here, since it would make every import of the package slower.
+    import ctypes
+
+    architecture = os.uname().machine
+    number = _SYSCALL.get(architecture)
     if number is None:
-        raise EnergyError(f"perf_event_open is not known for {platform.machine()}")
+        raise EnergyError(f"perf_event_open is not known for {architecture}")
     attributes = ctypes.create_string_buffer(struct.pack("IIQ", pmu_type, _ATTR_SIZE, config), _ATTR_SIZE)
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.syscall(number, attributes, -1, cpu, -1, 0)
