@@ -304,6 +304,7 @@ def test_hwmon_reads_only_what_it_can_name(machine: FakeMachine) -> None:
     machine.write(f"{base}/hwmon2/name", "ina3221")
     machine.write(f"{base}/hwmon2/power1_input", 5)
     machine.write(f"{base}/hwmon3/name", "amdgpu")
+    machine.write(f"{base}/hwmon3/power1_cap", 300_000_000)
     machine.write(f"{base}/hwmon3/power1_average", 30_000_000)
     machine.write(f"{base}/hwmon3/power1_input", 31_000_000)
     meter = HwmonMeter(machine.root)
@@ -326,6 +327,12 @@ def test_hwmon_sensors_of_unknown_scope_are_listed_and_left_alone(machine: FakeM
     machine.write("sys/class/hwmon/hwmon0/name", "fam15h_power")
     machine.write("sys/class/hwmon/hwmon0/power1_input", 5)
     assert HwmonMeter(machine.root).domains()[0].provenance is Provenance.DEVICE_MODELLED
+
+
+def test_an_integrated_gpu_shows_the_chip_and_is_not_taken_for_a_board(machine: FakeMachine) -> None:
+    machine.write("sys/class/hwmon/hwmon0/name", "amdgpu")
+    machine.write("sys/class/hwmon/hwmon0/power1_average", 15_000_000)
+    assert HwmonMeter(machine.root).probe().reason == "power sensors of unknown scope: amdgpu"
 
 
 def battery_tree(machine: FakeMachine, status: str = "Discharging") -> str:

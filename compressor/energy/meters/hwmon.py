@@ -27,6 +27,7 @@ class _Known:
     provenance: Provenance
     period_s: float
     ceiling_w: float
+    beside: str | None = None  # a file that must stand beside it
 
 
 # Driver -> the sensors of it that we can name.
@@ -39,8 +40,15 @@ _KNOWN = {
     "amd_energy": _Known(
         r"energy\d+_input", r"Esocket\d+", Scope.CPU_PACKAGE, Provenance.DEVICE_COUNTER, 0.001, 1500.0
     ),
+    # An integrated GPU shows the whole chip's power here; only a board of its own has a power cap.
     "amdgpu": _Known(
-        r"power\d+_(average|input)", None, Scope.GPU_BOARD, Provenance.DEVICE_POWER_INTEGRATED, 0.1, 2000.0
+        r"power\d+_(average|input)",
+        None,
+        Scope.GPU_BOARD,
+        Provenance.DEVICE_POWER_INTEGRATED,
+        0.1,
+        2000.0,
+        beside="power1_cap",
     ),
     # Computed by the CPU from its own model, not sensed.
     "fam15h_power": _Known(r"power1_input", None, Scope.CPU_PACKAGE, Provenance.DEVICE_MODELLED, 0.1, 1500.0),
@@ -130,7 +138,7 @@ def _find_sensors(root: Path) -> tuple[list[_Sensor], list[str]]:
             file for file in sorted(folder.iterdir()) if re.fullmatch(r"(power|energy)\d+_(input|average)", file.name)
         ]
         known = _KNOWN.get(driver)
-        if known is None:
+        if known is None or (known.beside is not None and not (folder / known.beside).exists()):
             unknown += [driver] if files else []
             continue
         matching = [file for file in files if re.fullmatch(known.file, file.name) and _has_label(file, known)]
