@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from compressor.errors import CheckpointError, DataError, UserError
+
+if TYPE_CHECKING:  # a loaded model tokenizes without it
+    from datasets import Dataset
 
 Encoded = dict[str, list[int]]
 """One row: `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`; not padded."""
