@@ -19,13 +19,13 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
-def print_rich(*renderables: Any) -> None:
+def print_rich(*renderables: Any, markup: bool = False) -> None:
     """Tables and text for people on stdout.
 
     Without a terminal there are at least 160 columns, so that no figure is cut. A text is shown as it is: `[MASK]` and
-    `:on:` in a user's data are no markup.
+    `:on:` in a user's data are no markup, unless the caller has escaped what is not.
     """
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=markup, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 160)
     for renderable in renderables:

@@ -84,4 +84,4 @@ def show_report(report: Report, *, as_json: bool) -> None:
         return
     from compressor.render import terminal_table
 
-    print_rich(terminal_table(report))
+    print_rich(terminal_table(report), markup=True)

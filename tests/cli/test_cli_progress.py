@@ -131,7 +131,7 @@ def test_sizes() -> None:
 def test_a_users_text_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_rich(table(["label", ">score"], [("[bold]x[/] :on:", "0.5000")]), "[MASK] [/nothing]")
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
-        "label            score",
+        "label             score",
         "[bold]x[/] :on:  0.5000",
         "[MASK] [/nothing]",
     ]
