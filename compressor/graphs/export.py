@@ -19,6 +19,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
+from torch.export import Dim
 from transformers import DynamicCache
 
 from compressor.errors import UnsupportedError
@@ -29,7 +30,9 @@ MAX_IR_VERSION = 10
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-_BATCH, _SEQUENCE, _PAST, _TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+# one symbol for all tensors that share a dimension: with names alone the exporter compares them at run time, per layer
+_BATCH, _SEQUENCE, _PAST = Dim("batch_size"), Dim("sequence_length"), Dim("past_sequence_length", min=0)
+_TOTAL = "total_sequence_length"  # past + new; the exporter takes no sum of two symbols and names it itself
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def export_encoder(model: nn.Module, path: str | Path, *, output_names: Sequence
                 f"{type(model).__name__} has no output {', '.join(missing)}; it has {have}",
                 hint="choose the output_names of this head",
             )
-        axes: dict[int, str] = {0: _BATCH, 1: _SEQUENCE}
+        axes: dict[int, Any] = {0: _BATCH, 1: _SEQUENCE}
         graph = _export(
             wrapper,
             args=tuple(inputs[name] for name in names),
@@ -161,7 +164,7 @@ def export_decoder(model: nn.Module, path: str | Path) -> ExportResult:
         args: tuple[Any, ...] = (ids, mask, past)
         shapes_spec: list[Any] = [
             {0: _BATCH, 1: _SEQUENCE},
-            {0: _BATCH, 1: _TOTAL},
+            {0: _BATCH, 1: Dim.DYNAMIC},
             [(past_axes, past_axes)] * len(past),
         ]
         past_names = [f"past_key_values.{i}.{part}" for i in layers for part in ("key", "value")]
@@ -179,6 +182,7 @@ def export_decoder(model: nn.Module, path: str | Path) -> ExportResult:
             output_names=["logits", *present_names],
             what=type(model).__name__,
         )
+    graph.graph.input[1].type.tensor_type.shape.dim[1].dim_param = _TOTAL
     return _save(graph, path)
 
 
