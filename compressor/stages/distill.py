@@ -16,13 +16,13 @@ from compressor.checkpoints.store import Checkpoint
 from compressor.errors import UserError
 from compressor.methods.structure import Structure
 from compressor.methods.surgery import drop_layers, layers_of
-from compressor.runtime.torch_models import load_module
+from compressor.runtime.torch_models import load_module, quiet_transformers
 from compressor.schema.events import Emit
 from compressor.spec.stages import Distill
 from compressor.stages.context import DistillInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.fitting import Splits, fit, open_splits, realised
-from compressor.stages.sealing import Made, quiet_transformers, seal_module
+from compressor.stages.sealing import Made, seal_module
 from compressor.training.objective import (
     HiddenTerm,
     LogitTerm,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.checkpoints.store import Checkpoint
-from compressor.runtime.torch_models import load_module
+from compressor.runtime.torch_models import load_module, quiet_transformers
 from compressor.spec.stages import Finetune
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.fitting import fit, open_splits, realised
-from compressor.stages.sealing import Made, quiet_transformers, seal_module
+from compressor.stages.sealing import Made, seal_module
 from compressor.training.objective import label_loss
 
 VERSION = 1

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
 from compressor.checkpoints.files import carry_files
 from compressor.checkpoints.manifest import Record, Variant
@@ -52,7 +50,7 @@ class Made:
 
 
 def seal_module(
-    module: nn.Module,
+    module: PreTrainedModel,
     out_dir: Path,
     *,
     made: Made,
@@ -68,8 +66,7 @@ def seal_module(
         structure: what pruning kept where a stock config cannot say it, else None.
         carry_from: folder whose tokenizer and other small files go along; None when they are written already.
     """
-    with quiet_transformers():
-        save_module(module, out_dir, structure=structure)
+    save_module(module, out_dir, structure=structure)
     if carry_from is not None:
         carry_files(carry_from, out_dir, exclude_prefixes=NOT_CARRIED)
     variant = Variant(
@@ -85,7 +82,7 @@ def seal_module(
     return seal(
         out_dir,
         task=ctx.task.name,
-        model_type=str(module.config.model_type),  # type: ignore[union-attr]
+        model_type=str(module.config.model_type),
         architecture=type(module).__name__,
         labels=labels,
         variants=[variant],
@@ -138,17 +135,3 @@ def make_record(made: Made, ctx: StageContext, cost: Cost | None) -> Record:
         },
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and no advice from transformers while inside: progress is told as events."""
-    verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(transformers_logging.ERROR)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -6,38 +6,41 @@ belong to: a silent permutation would train and measure without a word and be wr
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from compressor.checkpoints.files import content_files, digest_json, link_or_copy, sha256_file
 from compressor.checkpoints.hub import resolve
 from compressor.checkpoints.manifest import MANIFEST_NAME
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.data.tokenize import load_tokenizer, train_tokenizer
-from compressor.errors import CheckpointError, DataError, UnsupportedError, UserError
+from compressor.errors import CheckpointError, DataError, UserError
+from compressor.methods.surgery import n_parameters
 from compressor.runtime.torch_models import load_module
 from compressor.schema.events import Note
 from compressor.spec.sources import ModelSource
-from compressor.spec.tasks import Task
 from compressor.stages.context import StageContext
 from compressor.stages.cost import measure_cost
-from compressor.stages.sealing import Made, quiet_transformers, seal_module
+from compressor.stages.pretrained import classes_of, draw_module, load_pretrained
+from compressor.stages.sealing import Made, seal_module
 
 SOURCE_VERSION = 1
 SOURCE_ID = "model"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "chat_template.jinja",
-    "generation_config.json",
 )  # fmt: skip
-_GENERIC = re.compile(r"LABEL_\d+")  # what transformers calls classes without a name
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    module: PreTrainedModel
+    new_weights: tuple[str, ...]
+    structure: dict[str, Any] | None
+    origin: dict[str, Any]
 
 
 def source_identity(model: ModelSource) -> str:
@@ -49,7 +52,7 @@ def source_identity(model: ModelSource) -> str:
     if model.config is not None:
         identity: dict[str, Any] = {"config": model.config}
         if model.tokenizer is not None and model.tokenizer.path is not None:
-            identity["tokenizer"] = _file_digests(Path(model.tokenizer.path))
+            identity["tokenizer"] = _file_digests(Path(model.tokenizer.path).expanduser())
         return digest_json(identity)
     folder, _ = _folder(model)
     return digest_json(_file_digests(folder))
@@ -59,21 +62,21 @@ def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpo
     """The checkpoint with the id `model`.
 
     Raises:
-        CheckpointError: no such folder or repository, or weights are missing from it.
+        CheckpointError: no such folder or repository, weights are missing from it, or class names that do not match
+            its head.
         UnsupportedError: an architecture that transformers does not have, or not for this task.
-        UserError: class names that are missing or do not agree with the head; a tokenizer or a length that does not
-            fit the model.
+        UserError: a new head without class names; a tokenizer or a length that does not fit the model.
+        DataError: a tokenizer is to be trained, and there is no training split.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    with measure_cost(ctx.workdir) as meter, quiet_transformers():
-        made = _from_config(model, out_dir, ctx) if model.config is not None else _from_folder(model, out_dir, ctx)
-        module, labels, realised, structure = made
-        _check_length(module.config, ctx.max_tokens)
-    if realised["new_weights"]:
-        names = ", ".join(realised["new_weights"][:4]) + (", ..." if len(realised["new_weights"]) > 4 else "")
+    with measure_cost(ctx.workdir) as meter:
+        loaded = _from_config(model, out_dir, ctx) if model.config is not None else _from_folder(model, out_dir, ctx)
+        _check_length(loaded.module.config, ctx.max_tokens)
+    if loaded.new_weights:
+        names = ", ".join(loaded.new_weights[:4]) + (", ..." if len(loaded.new_weights) > 4 else "")
         ctx.emit(Note(SOURCE_ID, f"new weights drawn from seed {ctx.seed}: {names}"))
     return seal_module(
-        module,
+        loaded.module,
         out_dir,
         made=Made(
             stage=SOURCE_ID,
@@ -81,63 +84,44 @@ def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpo
             config=model.model_dump(mode="json", exclude_none=True),
             inputs={},
             splits=("train",) if model.tokenizer is not None and model.tokenizer.vocab_size is not None else (),
-            realised=realised,
+            realised={
+                "parameters": n_parameters(loaded.module),
+                "new_weights": list(loaded.new_weights),
+                "origin": loaded.origin,
+            },
         ),
         ctx=ctx,
         cost=meter.cost,
-        labels=labels,
-        structure=structure,
+        labels=classes_of(loaded.module) if "label" in ctx.task.columns else None,
+        structure=loaded.structure,
         carry_from=None,
     )
 
 
-_Loaded = tuple[PreTrainedModel, tuple[str, ...] | None, dict[str, Any], dict[str, Any] | None]
-"""module, labels, realised, structure."""
-
-
 def _from_folder(model: ModelSource, out_dir: Path, ctx: StageContext) -> _Loaded:
     folder, commit = _folder(model)
-    realised: dict[str, Any] = {"commit": commit, "new_weights": []}
-    structure = None
+    origin: dict[str, Any] = {"commit": commit} if commit is not None else {}
+    structure, new_weights = None, tuple[str, ...]()
     if (folder / MANIFEST_NAME).is_file():
         checkpoint = open_checkpoint(folder)
+        origin["digest"] = checkpoint.digest
         structure = checkpoint.content.structure
-        realised["source_digest"] = checkpoint.digest
     if structure is not None:
         module = load_module(folder)
-        found = module.config
     else:
-        found = _read_config(folder)
-        module, missing = _load(folder, found, ctx.task)
-        realised["new_weights"] = missing
-    labels = None
-    if ctx.task.output == "logits" and not ctx.task.is_decoder:
-        head_is_new = any(not name.startswith(module.base_model_prefix + ".") for name in realised["new_weights"])
-        labels = _labels(model.labels, found, head_is_new=head_is_new, where=str(folder))
-        if head_is_new:
-            torch.manual_seed(ctx.seed)
-            module, realised["new_weights"] = _load(folder, _with_labels(found, labels), ctx.task)
-        module.config.id2label = dict(enumerate(labels))
-        module.config.label2id = {name: index for index, name in enumerate(labels)}
+        module, new_weights = load_pretrained(folder, task=ctx.task, labels=model.labels, seed=ctx.seed)
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             link_or_copy(folder / name, out_dir / name)
     if not (out_dir / "tokenizer.json").is_file():
-        load_tokenizer(folder).save_pretrained(out_dir)  # a slow tokenizer is converted once
-    return module, labels, realised, structure
+        load_tokenizer(folder).save_pretrained(out_dir)  # a slow tokenizer, converted once
+    return _Loaded(module, new_weights, structure, origin)
 
 
 def _from_config(model: ModelSource, out_dir: Path, ctx: StageContext) -> _Loaded:
     assert model.config is not None
     tokenizer = _make_tokenizer(model, ctx)
     settings = dict(model.config)
-    model_type = settings.pop("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise UnsupportedError(
-            f"transformers has no architecture {model_type!r}",
-            where="model.config.model_type",
-            hint="such as bert, distilbert, roberta, gpt2 or llama",
-        )
     if settings.setdefault("vocab_size", len(tokenizer)) != len(tokenizer):
         raise UserError(
             f"vocab_size is {settings['vocab_size']}, but the tokenizer has {len(tokenizer)} tokens",
@@ -147,22 +131,15 @@ def _from_config(model: ModelSource, out_dir: Path, ctx: StageContext) -> _Loade
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(tokenizer, name, None) is not None:
             settings.setdefault(name, getattr(tokenizer, name))
-    config = AutoConfig.for_model(model_type, **settings)
-    _check_task(config, ctx.task, where="model.config")
-    labels = None
-    if not ctx.task.is_decoder:
-        labels = _labels(model.labels, config, head_is_new=True, where="model.config")
-        config = _with_labels(config, labels)
-    torch.manual_seed(ctx.seed)
-    module = getattr(transformers, ctx.task.auto_class).from_config(config)
+    module = draw_module(settings, task=ctx.task, labels=model.labels, seed=ctx.seed)
     tokenizer.save_pretrained(out_dir)
-    return module, labels, {"new_weights": ["all"]}, None
+    return _Loaded(module, ("all",), None, {})
 
 
 def _make_tokenizer(model: ModelSource, ctx: StageContext) -> PreTrainedTokenizerFast:
     assert model.tokenizer is not None
     if model.tokenizer.path is not None:
-        return load_tokenizer(Path(model.tokenizer.path))
+        return load_tokenizer(Path(model.tokenizer.path).expanduser())
     assert model.tokenizer.vocab_size is not None
     if ctx.data.train is None:
         raise DataError(
@@ -174,106 +151,29 @@ def _make_tokenizer(model: ModelSource, ctx: StageContext) -> PreTrainedTokenize
 
 
 def _folder(model: ModelSource) -> tuple[Path, str | None]:
-    if model.path is not None and not Path(model.path).expanduser().is_dir():
+    if model.path is None:
+        assert model.hub is not None
+        return resolve(model.hub, model.revision)
+    folder = Path(model.path).expanduser()
+    if not folder.is_dir():
         raise CheckpointError(
             "no such model folder",
             where=model.path,
             hint=model.how_to_get or "check the path; a relative one starts at the working directory",
         )
-    return resolve(model.path or str(model.hub), model.revision)
+    return folder, None
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    return {name: sha256_file(folder / name) for name in content_files(folder) if name.count("/") == 0}
+    """Of the files at the top of a folder: weights, config, tokenizer; not of exports below it."""
+    return {name: sha256_file(folder / name) for name in content_files(folder) if "/" not in name}
 
 
-def _read_config(folder: Path) -> PretrainedConfig:
-    values, _ = PretrainedConfig.get_config_dict(folder)
-    model_type = values.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise UnsupportedError(
-            f"models of type {model_type!r} are not supported: transformers has no such architecture",
-            where=str(folder / "config.json"),
-            hint="use an architecture that comes with transformers; code from a repository is never run",
-        )
-    config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    return config
-
-
-def _check_task(config: PretrainedConfig, task: Task, *, where: str) -> None:
-    auto = getattr(transformers, task.auto_class)
-    if type(config) not in auto._model_mapping:
-        raise UnsupportedError(
-            f"models of type {config.model_type!r} cannot be used for {task.name}",
-            where=where,
-            hint="change model.task, or choose another model",
-        )
-
-
-def _load(folder: Path, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, list[str]]:
-    """The module in fp32, and the names of weights that the folder does not have (a new head, a pooler)."""
-    _check_task(config, task, where=str(folder))
-    auto = getattr(transformers, task.auto_class)
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(
-            "no safetensors weights here", where=str(folder), hint="convert the weights to safetensors first"
-        )
-    module, report = auto.from_pretrained(
-        folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    missing = sorted(report["missing_keys"])
-    inside = [name for name in missing if name.startswith(f"{module.base_model_prefix}.") and "pooler" not in name]
-    if inside:
-        raise CheckpointError(
-            f"{len(inside)} weights are missing from the checkpoint, such as {inside[0]}",
-            where=str(folder),
-            hint="the files are incomplete, or config.json describes another model",
-        )
-    return module, missing
-
-
-def _with_labels(config: PretrainedConfig, labels: Sequence[str]) -> PretrainedConfig:
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {name: index for index, name in enumerate(labels)}
-    return config
-
-
-def _labels(
-    wanted: tuple[str, ...] | None, config: PretrainedConfig, *, head_is_new: bool, where: str
-) -> tuple[str, ...]:
-    """The classes of the head, in the order of their ids."""
-    if head_is_new:
-        if wanted is None:
-            raise UserError(
-                "the model has no classification head yet, and the pipeline does not name its classes",
-                where=where,
-                hint="name them in the order of their ids, such as model.labels: [negative, positive]",
-            )
-        return wanted
-    found = tuple(
-        name for _, name in sorted((int(index), str(name)) for index, name in (config.id2label or {}).items())
-    )
-    if wanted is None:
-        return found
-    same = [name.casefold() for name in wanted] == [name.casefold() for name in found]
-    if len(wanted) == len(found) and (same or all(map(_GENERIC.fullmatch, found))):
-        return wanted
-    raise UserError(
-        f"model.labels names {_listed(wanted)}, but the head of this model has {_listed(found)}",
-        where=where,
-        hint="leave model.labels out to keep the head's own classes, or start from a model without a head",
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(f"{index} {name}" for index, name in enumerate(names[:12]))
-    return f"{len(names)} classes ({shown}{', ...' if len(names) > 12 else ''})"
-
-
-def _check_length(config: PretrainedConfig, max_tokens: int) -> None:
+def _check_length(config: Any, max_tokens: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
     if isinstance(limit, int) and limit < max_tokens:
         raise UserError(
             f"data.max_tokens is {max_tokens}, but the model reads {limit} tokens at most",
+            where="data.max_tokens",
             hint=f"set data.max_tokens to {limit} or less",
         )

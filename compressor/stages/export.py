@@ -1,0 +1,110 @@
+"""Export: the torch model as one ONNX file, fused, and held against the model it came from.
+
+Exports that are made only to measure a torch stage in ONNX Runtime go through this same function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from compressor.checkpoints.files import carry_files
+from compressor.checkpoints.manifest import Variant
+from compressor.checkpoints.store import Checkpoint
+from compressor.graphs.export import export_decoder, export_encoder
+from compressor.graphs.facts import inspect_onnx
+from compressor.graphs.fuse import FusionReport, fuse
+from compressor.runtime.onnx_runner import open_onnx
+from compressor.runtime.runners import n_cores, open_torch
+from compressor.runtime.torch_models import load_module, quiet_transformers
+from compressor.schema.events import Note, Progress
+from compressor.spec.stages import Export
+from compressor.stages.context import SourceInput, StageContext
+from compressor.stages.cost import measure_cost
+from compressor.stages.parity import check_conversion
+from compressor.stages.sealing import Made, seal_variant
+
+VERSION = 1
+VARIANT = "onnx-fp32"
+GRAPH = "onnx/model.onnx"
+N_STEPS = 3
+
+
+def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
+    """Write `onnx/model.onnx` beside the source's files.
+
+    Raises:
+        UnsupportedError: an operator or a cache that cannot be exported.
+        ParityError: the graph does not say what the torch model says.
+    """
+    source, path = inputs.source, out_dir / GRAPH
+    with measure_cost(ctx.workdir) as meter, quiet_transformers():
+        emit = meter.watching(ctx.emit)
+        emit(Progress(config.id, "export", 0, N_STEPS))
+        carry_files(source.path, out_dir, exclude_prefixes=("onnx/",))
+        module = load_module(source)
+        if ctx.task.is_decoder:
+            export_decoder(module, path)
+        else:
+            export_encoder(module, path, output_names=(ctx.task.output,))
+        emit(Progress(config.id, "export", 1, N_STEPS))
+        fusion = fuse(path, path) if config.fuse else None
+        if fusion is not None and not fusion.counts:
+            emit(Note(config.id, f"nothing was fused: {fusion.reason}"))
+        emit(Progress(config.id, "export", 2, N_STEPS))
+        threads = ctx.target.threads or n_cores()
+        parity = check_conversion(
+            open_torch(module, ctx.task, threads=threads),
+            open_onnx(path, is_decoder=ctx.task.is_decoder, threads=threads, provider=ctx.target.provider, settings={}),
+            source,
+            ctx,
+            scheme="fp32",
+        )
+        facts = inspect_onnx(path)
+        emit(Progress(config.id, "export", N_STEPS, N_STEPS))
+    variant = Variant(
+        id=VARIANT,
+        path=GRAPH,
+        runtime="onnxruntime",
+        scheme="fp32",
+        stage=config.id,
+        parameters=facts.n_parameters,
+        size_bytes=facts.size_bytes,
+        facts={
+            "opset": facts.opset,
+            "ir_version": facts.ir_version,
+            "dtype_bytes": facts.dtype_bytes,
+            "fusion": None if fusion is None else _fusion_facts(fusion),
+        },
+    )
+    return seal_variant(
+        source,
+        out_dir,
+        variant,
+        made=Made(
+            stage=config.id,
+            kind=config.stage,
+            config=config.model_dump(mode="json", by_alias=True),
+            inputs={"source": source.digest},
+            splits=("calibration",),
+            realised={
+                "parameters": facts.n_parameters,
+                "operators": facts.op_counts,
+                "fusion": None if fusion is None else asdict(fusion),
+                "parity": {"against": "torch-fp32", **parity},
+            },
+        ),
+        ctx=ctx,
+        cost=meter.cost,
+    )
+
+
+def _fusion_facts(fusion: FusionReport) -> dict[str, object]:
+    """What the file is; how far its numbers moved was measured here and goes into the record."""
+    return {
+        "counts": fusion.counts,
+        "fused_by": fusion.fused_by,
+        "nodes_before": fusion.n_nodes_before,
+        "nodes": fusion.n_nodes_after,
+        "limits": list(fusion.limits),
+    }
