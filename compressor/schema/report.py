@@ -70,6 +70,8 @@ class EnergyFigure(_Record):
     """As `compressor.energy` writes it; its keys say whether it was measured or estimated."""
     reason: str | None
     """Why there is no figure."""
+    figures: dict[str, float] = Field(default_factory=dict)
+    """Per token, per request, per joule, as `compressor.energy.figures` names them: `est_...` for an estimate."""
 
 
 class Measurement(_Record):
@@ -99,6 +101,10 @@ class Measurement(_Record):
     cpu_s_per_token_ratio: Ratio | None
     """To the baseline of the same round."""
     latency_ratio: Ratio | None
+    cpu_s_per_token_ratio_to_source: Ratio | None = None
+    """To the candidate that this one was quantised or converted from."""
+    energy_ratio: Ratio | None = None
+    """Of measured joules per token; None where energy is estimated, since that ratio would be the one of CPU time."""
     peak_memory_bytes: int | None
     energy: EnergyFigure
     valid: bool

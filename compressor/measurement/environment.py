@@ -1,0 +1,52 @@
+"""Where it was measured: processor, memory, versions, meters, load. Read once, before the first window."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from compressor import energy
+from compressor.checkpoints.fingerprint import library_versions
+from compressor.measurement.guard import cpu_quota
+
+FLAGS_THAT_MATTER = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
+"""Processor flags that decide how fast low precision runs (the last three are Arm's)."""
+
+
+def read_environment(root: Path = Path("/")) -> dict[str, Any]:
+    """The report's `environment`."""
+    cpu = energy.identify_cpu(root)
+    flags = read_cpu_flags(root)
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu.name,
+        "cpu_family": cpu.family,
+        "cpu_flags": [flag for flag in FLAGS_THAT_MATTER if flag in flags],
+        "hypervisor": cpu.hypervisor,
+        "processors": psutil.cpu_count(logical=True),
+        "cores": psutil.cpu_count(logical=False),
+        "cpu_quota": cpu_quota(root),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average": list(psutil.getloadavg()),
+        "versions": library_versions(),
+        "meters": [
+            {"name": meter.name, "status": probe.status, "reason": probe.reason, "remedy": probe.remedy}
+            for meter, probe in ((meter, meter.probe()) for meter in energy.all_meters(root))
+        ],
+    }
+
+
+def read_cpu_flags(root: Path = Path("/")) -> frozenset[str]:
+    """Flags of the first processor as the kernel lists them; empty where it lists none."""
+    path = root / "proc/cpuinfo"
+    if not path.exists():
+        return frozenset()
+    for line in path.read_text(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()

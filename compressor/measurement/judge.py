@@ -1,0 +1,314 @@
+"""Judge candidates: quality on the test split, cost in sessions, goals, the winner, verdicts. One function, one report.
+
+The only room that opens the test split. A candidate that fails is told in `failures`; the others' results are kept.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from compressor.checkpoints.store import Checkpoint
+from compressor.data.splits import TestData, find_leaks, open_stage_data, open_test_data
+from compressor.data.tokenize import load_tokenizer
+from compressor.errors import EnergyError, UserError
+from compressor.measurement.answers import Answering, Answers, collect_answers
+from compressor.measurement.assemble import assemble, candidate_of, headline_of, session_records
+from compressor.measurement.costs import measurement_of
+from compressor.measurement.environment import read_environment
+from compressor.measurement.inputs import (
+    DECODE_PATH_TOKENS,
+    PreparedRows,
+    prepare_labelled_rows,
+    prepare_windows,
+    prepare_workload,
+)
+from compressor.measurement.quality import (
+    Judged,
+    Metric,
+    choose_metrics,
+    judge_decode_path,
+    judge_labels,
+    judge_tokens,
+)
+from compressor.measurement.session import Session, find_meters, run_sessions
+from compressor.measurement.suite import CandidateSpec, Suite, suite_of
+from compressor.measurement.workers import Job
+from compressor.schema.events import CandidateMeasured, Emit, Note
+from compressor.schema.report import Failure, Measurement, Quality, Report, StageCost
+from compressor.spec.pipeline import Pipeline
+
+__all__ = ["CandidateSpec", "Suite", "judge", "judge_suite", "suite_of"]
+
+
+def judge(
+    pipeline: Pipeline,
+    candidates: Sequence[CandidateSpec],
+    *,
+    baseline: str,
+    stage_costs: Sequence[StageCost],
+    failures: Sequence[Failure],
+    run_dir: Path,
+    metrics: Mapping[str, Metric] | None,
+    emit: Emit,
+) -> Report:
+    """Judge the candidates of a pipeline.
+
+    Args:
+        pipeline: its data, workloads, goals.
+        candidates: what to judge; the baseline among them.
+        baseline: id of the candidate that the others are held against.
+        stage_costs: what the stages took, for the report.
+        failures: what failed before, for the report.
+        run_dir: takes the cache of answers.
+        metrics: the user's own: name -> f(predictions, references).
+        emit: told of progress.
+
+    Raises:
+        DataError: the test split cannot be read, or shares rows with another split.
+        UserError: an unknown metric, too little text for a workload, or a joule goal that only an estimate could judge.
+    """
+    suite = suite_of(pipeline)
+    stages_saw = open_stage_data(pipeline.data, suite.task, suite.labels, pipeline.seed)
+    test = open_test_data(suite.data, suite.task, suite.labels)
+    find_leaks(stages_saw, test)
+    return judge_suite(
+        suite,
+        candidates,
+        baseline=baseline,
+        test=test,
+        other_splits=dict(stages_saw.digests),
+        stage_costs=stage_costs,
+        failures=failures,
+        run_dir=run_dir,
+        metrics=metrics or {},
+        emit=emit,
+    )
+
+
+def judge_suite(
+    suite: Suite,
+    candidates: Sequence[CandidateSpec],
+    *,
+    baseline: str,
+    test: TestData,
+    other_splits: Mapping[str, str],
+    stage_costs: Sequence[StageCost],
+    failures: Sequence[Failure],
+    run_dir: Path,
+    metrics: Mapping[str, Metric],
+    emit: Emit,
+) -> Report:
+    """As `judge`, for a suite that need not come from a pipeline."""
+    meters = find_meters()
+    names = choose_metrics(suite.task, suite.evaluate.metrics, metrics)
+    judged = Judged(test.name, baseline, suite.seed, names, metrics)
+    environment = read_environment()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    jobs = {spec.id: partial(_job, spec, suite.target.provider) for spec in candidates}
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix="measuring-") as folder:
+        work = _Work(suite, tuple(candidates), baseline, test, jobs, run_dir, Path(folder), emit)
+        alive, quality, lost = _judge_quality(work, judged)
+        sessions, lost_in_costs = _measure_costs(work, alive, meters)
+        measurements, unresolved = _measurements(work, alive, sessions)
+    found = tuple(candidate_of(spec, run_dir, quality[spec.id], measurements[spec.id]) for spec in alive)
+    for one in found:
+        emit(CandidateMeasured(candidate=one.id, values=headline_of(one)))
+    environment |= {"threads": suite.threads, "sessions": session_records(sessions, baseline, suite.seed)}
+    return assemble(
+        suite,
+        found,
+        baseline=baseline,
+        environment=environment,
+        data={
+            "test": {"name": test.name, "digest": test.digest, "rows": len(test.rows)},
+            **{split: {"digest": digest} for split, digest in other_splits.items()},
+        },
+        stage_costs=tuple(stage_costs),
+        failures=(*failures, *lost, *lost_in_costs, *unresolved),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What stays the same through one judging."""
+
+    suite: Suite
+    candidates: tuple[CandidateSpec, ...]
+    baseline: str
+    test: TestData
+    jobs: Mapping[str, Callable[[int], Job]]
+    run_dir: Path
+    folder: Path
+    emit: Emit
+
+
+def _job(spec: CandidateSpec, provider: str, threads: int) -> Job:
+    settings = spec.checkpoint.variant(spec.variant_id).settings
+    return Job(spec.id, spec.checkpoint.path, spec.variant_id, threads, provider, dict(settings))
+
+
+def _one_tokenizer(candidates: Sequence[CandidateSpec], texts: Sequence[str]) -> Any:
+    """The tokenizer of all candidates.
+
+    Raises:
+        UserError: two candidates split the same text into other tokens, so that costs per token cannot be compared.
+    """
+    folders: dict[str, Checkpoint] = {}
+    for spec in candidates:
+        entry = spec.checkpoint.content.files.get("tokenizer.json")
+        folders.setdefault(entry.sha256 if entry else str(spec.checkpoint.path), spec.checkpoint)
+    first, *others = [load_tokenizer(checkpoint.path) for checkpoint in folders.values()]
+    for other, checkpoint in zip(others, list(folders.values())[1:], strict=True):
+        if first(list(texts))["input_ids"] != other(list(texts))["input_ids"]:
+            raise UserError(
+                "its tokenizer splits the test text into other tokens than the first candidate's",
+                where=str(checkpoint.path),
+                hint="measure them one at a time: costs per token of two tokenizers cannot be compared",
+            )
+    return first
+
+
+# Quality -------------------------------------------------------------------------------------------------------------
+
+
+def _judge_quality(
+    work: _Work, judged: Judged
+) -> tuple[tuple[CandidateSpec, ...], dict[str, tuple[Quality, ...]], list[Failure]]:
+    """Quality of every candidate; those that answered, their rows, and the failures."""
+    suite, evaluate = work.suite, work.suite.evaluate
+    rows: Dataset = work.test.rows
+    if evaluate.rows is not None:
+        rows = rows.select(range(min(evaluate.rows, len(rows))))
+    tokenizer = _one_tokenizer(work.candidates, rows["text"][:16])
+    decode_path: PreparedRows | None = None
+    if suite.task.is_decoder:
+        cut = partial(
+            prepare_windows, rows, tokenizer, context=evaluate.context, stride=evaluate.stride, folder=work.folder
+        )
+        main = cut(n_tokens=None)
+        decode_path = cut(n_tokens=DECODE_PATH_TOKENS)
+    else:
+        batch, max_tokens = suite.workloads[0].batch, suite.data.max_tokens
+        main = prepare_labelled_rows(rows, tokenizer, batch=batch, max_tokens=max_tokens, folder=work.folder)
+    parts = [Answering(main, work.candidates)]
+    if decode_path is not None:
+        parts.append(Answering(decode_path, [spec for spec in work.candidates if _is_dynamic(spec)]))
+    answers, failures = collect_answers(
+        parts,
+        work.jobs,
+        threads=suite.threads,
+        cache_dir=work.run_dir / "cache" / "quality",
+        workdir=work.folder,
+        emit=work.emit,
+    )
+    alive = tuple(spec for spec in work.candidates if (spec.id, main.kind) in answers)
+    quality = {}
+    for spec in alive:
+        base = answers.get((work.baseline, main.kind)) if spec.id != work.baseline else None
+        quality[spec.id] = _quality_rows(judged, main, decode_path, spec, answers, base)
+    return alive, quality, failures
+
+
+def _is_dynamic(spec: CandidateSpec) -> bool:
+    """Whether activations are quantised by what is seen at once, so that the decode path answers otherwise."""
+    return spec.checkpoint.variant(spec.variant_id).scheme == "w8a8-dynamic"
+
+
+def _quality_rows(
+    judged: Judged,
+    main: PreparedRows,
+    decode_path: PreparedRows | None,
+    spec: CandidateSpec,
+    answers: Mapping[tuple[str, str], Answers],
+    baseline: Answers | None,
+) -> tuple[Quality, ...]:
+    own = answers[spec.id, main.kind]
+    if main.labels is not None:
+        return judge_labels(judged, main, own, baseline)
+    found = judge_tokens(judged, main, own, baseline)
+    if decode_path is not None and (spec.id, decode_path.kind) in answers:
+        found = (*found, judge_decode_path(judged, decode_path, answers[spec.id, decode_path.kind], own))
+    return found
+
+
+# Costs ---------------------------------------------------------------------------------------------------------------
+
+
+def _measure_costs(
+    work: _Work, alive: Sequence[CandidateSpec], meters: Sequence[Any]
+) -> tuple[list[Session], list[Failure]]:
+    suite = work.suite
+    if not alive:
+        return [], []
+    tokenizer = load_tokenizer(alive[0].checkpoint.path)
+    rows = work.test.rows
+    planned = [
+        (
+            prepare_workload(workload, rows, tokenizer, suite.task, suite.data.max_tokens, work.folder),
+            workload.threads or suite.threads,
+            suite.runs_on(workload, alive, work.baseline),
+        )
+        for workload in suite.workloads
+    ]
+    if not meters:
+        work.emit(Note(stage="measure", text="no meter here can measure energy: joules are estimates, and say so"))
+    return run_sessions(
+        work.jobs,
+        planned,
+        baseline=work.baseline,
+        profile=suite.profile,
+        seed=suite.seed,
+        name=dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ"),
+        meters=meters,
+        workdir=work.folder,
+        emit=work.emit,
+    )
+
+
+def _measurements(
+    work: _Work, alive: Sequence[CandidateSpec], sessions: Sequence[Session]
+) -> tuple[dict[str, list[Measurement]], list[Failure]]:
+    found: dict[str, list[Measurement]] = {spec.id: [] for spec in alive}
+    failures = []
+    for session in sessions:
+        for spec in alive:
+            if spec.id not in session.runs:
+                continue
+            for phase in session.runs[spec.id].turns:
+                try:
+                    row = measurement_of(
+                        spec.id,
+                        session,
+                        phase,
+                        baseline=work.baseline,
+                        source=_source_of(spec, alive),
+                        profile=work.suite.profile,
+                        seed=work.suite.seed,
+                    )
+                except EnergyError as error:
+                    failures.append(Failure(where=spec.id, error=type(error).__name__, text=str(error)))
+                else:
+                    found[spec.id].append(row)
+    return found, failures
+
+
+def _source_of(spec: CandidateSpec, candidates: Sequence[CandidateSpec]) -> str | None:
+    """The fp32 graph that a quantised or converted candidate was made from, where it is a candidate too."""
+    variant = spec.checkpoint.variant(spec.variant_id)
+    if variant.runtime == "torch" or variant.scheme == "fp32":
+        return None
+    made_from = spec.checkpoint.record.inputs.get("source")
+    for other in candidates:
+        candidate = other.checkpoint.variant(other.variant_id)
+        is_near = other.checkpoint.digest == made_from or other.checkpoint.path == spec.checkpoint.path
+        if is_near and candidate.runtime == variant.runtime and candidate.scheme == "fp32":
+            return other.id
+    return None

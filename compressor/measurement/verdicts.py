@@ -1,0 +1,125 @@
+"""Verdicts: what a reader should do, as far as the figures show it. A pure function of the report.
+
+Smaller is not always greener: a quantised graph may cost as much as the one it came from, or more. That is a finding
+and no failure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from compressor.measurement.goals import is_cost, judge_goal, keeps
+from compressor.schema.report import Candidate, Measurement, Report, Verdict
+from compressor.spec.evaluation import Goal
+
+VNNI = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm")
+"""Flags of processors that multiply 8-bit numbers and add them up in one instruction."""
+WORTH_HAVING = 0.95
+"""Where the interval excludes a saving of more than 5 %, a conversion costs no less."""
+
+
+def find_verdicts(report: Report) -> tuple[Verdict, ...]:
+    """Verdicts on every quantised or converted candidate that was measured beside its source."""
+    verdicts = []
+    for candidate in report.candidates:
+        rows = [row for row in candidate.measurements if row.cpu_s_per_token_ratio_to_source is not None]
+        if not rows or candidate.scheme == "fp32":
+            continue
+        ratio = rows[0].cpu_s_per_token_ratio_to_source
+        assert ratio is not None
+        verdict = _judge(report, candidate, report.candidate(ratio.against), rows)
+        if verdict is not None:
+            verdicts.append(verdict)
+    return tuple(verdicts)
+
+
+def _judge(report: Report, candidate: Candidate, source: Candidate, rows: Sequence[Measurement]) -> Verdict | None:
+    cheaper = [row for row in rows if _saves(report, row)]
+    broken = _broken_goals(report, candidate, source)
+    if cheaper and len(cheaper) == len(rows) and not broken:
+        return None
+    name = f"{candidate.id} ({candidate.scheme})"
+    if cheaper and not broken:
+        there = ", ".join(_place(row) for row in cheaper)
+        elsewhere = ", ".join(_place(row) for row in rows if row not in cheaper)
+        text = f"{name} costs less than {source.id} on {there}; on {elsewhere} no saving is shown"
+        return Verdict(kind="saves_in_places", candidate=candidate.id, text=text, reasons=_figures(rows))
+    if not cheaper and not broken and candidate.scheme == "fp16":
+        text = (
+            f"fp16 buys disk, not energy here: {candidate.size_bytes / 1e6:.1f} MB instead of "
+            f"{source.size_bytes / 1e6:.1f} MB, and no fewer CPU-seconds per token than {source.id}"
+        )
+        return Verdict(kind="saves_disk_only", candidate=candidate.id, text=text, reasons=_figures(rows))
+    if not broken and not any(_costs_no_less(row) for row in rows):
+        text = f"{name}: no saving over {source.id} is shown here; a longer profile may tell"
+        return Verdict(kind="no_saving_shown", candidate=candidate.id, text=text, reasons=_figures(rows))
+    why = f"it breaks a goal that {source.id} keeps" if broken else f"it costs no less per token than {source.id}"
+    reasons = (*broken, *_figures(rows), *(() if cheaper else _technical_reasons(report, candidate)))
+    kind = "do_not_quantise"
+    return Verdict(kind=kind, candidate=candidate.id, text=f"do not quantise here: {name}: {why}", reasons=reasons)
+
+
+def _saves(report: Report, row: Measurement) -> bool:
+    """A saving is shown: the interval lies below 1, and the ratio is beyond what A/A shows."""
+    ratio = row.cpu_s_per_token_ratio_to_source
+    if ratio is None or ratio.ci95 is None or ratio.ci95.high >= 1:
+        return False
+    session = report.environment.get("sessions", {}).get(row.session, {})
+    resolution = session.get("aa", {}).get(row.phase, {}).get("resolution")
+    return resolution is None or -math.log(ratio.value) > math.log(resolution)
+
+
+def _costs_no_less(row: Measurement) -> bool:
+    ratio = row.cpu_s_per_token_ratio_to_source
+    return ratio is not None and ratio.ci95 is not None and ratio.ci95.low >= WORTH_HAVING
+
+
+def _figures(rows: Sequence[Measurement]) -> tuple[str, ...]:
+    found = []
+    for row in rows:
+        ratio = row.cpu_s_per_token_ratio_to_source
+        assert ratio is not None
+        band = f" (95 % interval {ratio.ci95.low:.2f} to {ratio.ci95.high:.2f})" if ratio.ci95 else ""
+        found.append(f"{_place(row)}: {ratio.value:.2f}x the CPU-seconds per token of {ratio.against}{band}")
+    return tuple(found)
+
+
+def _place(row: Measurement) -> str:
+    return row.workload if row.phase == "forward" else f"{row.workload} ({row.phase})"
+
+
+def _broken_goals(report: Report, candidate: Candidate, source: Candidate) -> tuple[str, ...]:
+    """Quality goals that the source keeps and the candidate does not."""
+    goals = [Goal.model_validate(goal) for goal in report.pipeline.get("goals", ())]
+    baseline = next((one for one in report.candidates if one.id == report.baseline), None)
+    if baseline is None or not goals:
+        return ()
+    first_workload = report.pipeline["workloads"][0]["id"]
+    sessions = report.environment.get("sessions", {})
+    broken = []
+    for goal in goals:
+        if is_cost(goal):
+            continue
+        result, before = (judge_goal(goal, one, baseline, first_workload, sessions) for one in (candidate, source))
+        if not keeps(result) and keeps(before):
+            broken.append(result.text)
+    return tuple(broken)
+
+
+def _technical_reasons(report: Report, candidate: Candidate) -> tuple[str, ...]:
+    """Causes that the machine and the file show; none is guessed."""
+    reasons = []
+    operators = candidate.facts.get("quantised_op_counts")
+    if candidate.scheme not in ("fp16", "bf16") and operators is not None and not operators:
+        reasons.append("the graph has no quantised operators: weights are unpacked and computed in fp32")
+    if operators and any(name.startswith("QDQ") for name in operators):
+        counts = ", ".join(f"{count} {name}" for name, count in operators.items())
+        reasons.append(f"quantise and dequantise nodes are left unfused in the file ({counts})")
+    flags = report.environment.get("cpu_flags", [])
+    if candidate.scheme.startswith("w8a8") and not any(flag in flags for flag in VNNI):
+        reasons.append("this processor has no VNNI: 8-bit products take several instructions")
+    asked, used = candidate.facts.get("provider_asked"), candidate.facts.get("providers")
+    if asked is not None and used is not None and asked not in used:
+        reasons.append(f"the provider {asked} was not used; it ran on {', '.join(used)}")
+    return tuple(reasons)

@@ -1,0 +1,173 @@
+"""A report as tables of text and sentences: what the terminal and Markdown both print. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compressor.render import words
+from compressor.schema.report import Candidate, Measurement, Phase, Report
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table, ready to print.
+
+    Attributes:
+        title: what it shows.
+        columns: headings; the first column is text, the others are numbers.
+        rows: cells, as many as there are columns.
+        notes: sentences below it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def cost_tables(report: Report) -> list[TextTable]:
+    """One table for each workload and phase, in the order in which they were measured."""
+    places = dict.fromkeys((row.workload, row.phase) for one in report.candidates for row in one.measurements)
+    return [_cost_table(report, workload, phase) for workload, phase in places]
+
+
+def _cost_table(report: Report, workload: str, phase: Phase) -> TextTable:
+    found = [
+        (candidate, row)
+        for candidate in report.candidates
+        for row in candidate.measurements
+        if (row.workload, row.phase) == (workload, phase)
+    ]
+    first = found[0][1]
+    metric = _headline_metric(report)
+    unit = "generated token" if phase == "decode" else "input token"
+    kinds = {row.energy.result["kind"] for _, row in found if row.energy.result is not None}
+    mark = " (estimated)" if kinds == {"estimated"} else ""
+    columns = (
+        "candidate", "runtime", "scheme", "parameters", "MB", metric or "quality", "latency p50", "tokens/s",
+        f"CPU-s / {unit}", "x baseline", f"J / {unit}{mark}",
+    )  # fmt: skip
+    rows = tuple(_cost_row(report, candidate, row, metric) for candidate, row in found)
+    return TextTable(f"{workload}, {phase}", columns, rows, (_conditions(first, phase), *_notes(report, found)))
+
+
+def _cost_row(report: Report, candidate: Candidate, row: Measurement, metric: str | None) -> tuple[str, ...]:
+    quality = next((entry for entry in candidate.quality if entry.metric == metric), None)
+    invalid = "" if row.valid else " (not valid)"
+    return (
+        name_of(report, candidate.id),
+        "ONNX Runtime" if candidate.runtime == "onnxruntime" else "torch",
+        candidate.scheme,
+        words.with_unit(candidate.parameters, "").strip(),
+        f"{candidate.size_bytes / 1e6:.1f}",
+        words.quality(quality),
+        words.seconds(row.latency_s_p50),
+        words.significant(row.tokens_per_s),
+        words.seconds(row.cpu_s_per_token, row.cpu_s_per_token_ci95),
+        "1" if candidate.id == report.baseline else words.ratio(row.cpu_s_per_token_ratio),
+        words.energy_per_token(row) + invalid,
+    )
+
+
+def name_of(report: Report, candidate: str) -> str:
+    """A candidate's name with its part: baseline, selected."""
+    parts = [word for word, id_ in (("baseline", report.baseline), ("selected", report.selected)) if id_ == candidate]
+    return f"{candidate} ({', '.join(parts)})" if parts else candidate
+
+
+def _headline_metric(report: Report) -> str | None:
+    return next((row.metric for one in report.candidates for row in one.quality), None)
+
+
+def _conditions(row: Measurement, phase: Phase) -> str:
+    call = {"forward": "batch", "prefill": "prompt batch with one token out", "decode": "generated token of a batch"}
+    return (
+        f"batch {row.batch}, {row.threads} threads, {row.tokens} real tokens and {row.requests} rows per pass, "
+        f"{row.padding_ratio:.1%} padding; profile {row.profile}, {row.rounds} rounds; latency of one {call[phase]}; "
+        "in brackets 95 % intervals"
+    )
+
+
+def _notes(report: Report, found: Sequence[tuple[Candidate, Measurement]]) -> list[str]:
+    notes = []
+    session = report.environment.get("sessions", {}).get(found[0][1].session, {})
+    resolution = session.get("aa", {}).get(found[0][1].phase, {}).get("resolution")
+    if resolution is not None:
+        notes.append(f"A/A: the baseline against itself differs by a factor of up to {resolution:.3f} in this session")
+    if any(row.energy.result is not None and row.energy.result["kind"] == "estimated" for _, row in found):
+        notes.append("joules are estimated from CPU and wall seconds: they show no more than those two do")
+    remarks: dict[str, list[str]] = {}
+    for candidate, row in found:
+        for remark in row.remarks:
+            remarks.setdefault(remark, []).append(candidate.id)
+    everyone = [candidate.id for candidate, _ in found]
+    notes += [remark if ids == everyone else f"{', '.join(ids)}: {remark}" for remark, ids in remarks.items()]
+    return notes
+
+
+def quality_table(report: Report) -> TextTable | None:
+    """Every metric of every candidate; None where nothing was judged."""
+    rows = []
+    for candidate in report.candidates:
+        for row in candidate.quality:
+            paired = words.NONE
+            if row.paired is not None:
+                paired = f"{row.paired.delta:+.4f} ({row.paired.ci95.low:+.4f} to {row.paired.ci95.high:+.4f})"
+                paired += "" if row.paired.p_value is None else f", {row.paired.test} p = {row.paired.p_value:.2g}"
+            settings = ", ".join(f"{key} {_brief(value)}" for key, value in row.settings.items())
+            cells = (name_of(report, candidate.id), row.metric, words.quality(row), f"{row.n:,}", paired, settings)
+            rows.append(cells)
+    if not rows:
+        return None
+    columns = ("candidate", "metric", "value", "n", "difference to the baseline", "settings")
+    notes = (f"{report.candidates[0].quality[0].dataset}, test split; in brackets 95 % intervals",)
+    return TextTable("quality", columns, tuple(rows), notes)
+
+
+def _brief(value: object) -> str:
+    return words.significant(value, 4) if isinstance(value, float) else str(value)
+
+
+def stage_table(report: Report) -> TextTable | None:
+    """What each stage took; None where there were none."""
+    if not report.stage_costs:
+        return None
+    rows = tuple(
+        (
+            cost.stage + (" (made before)" if cost.skipped else ""),
+            words.seconds(cost.wall_s),
+            words.seconds(cost.cpu_s),
+            words.total_energy(cost.energy),
+        )
+        for cost in report.stage_costs
+    )
+    return TextTable("cost of compressing", ("stage", "wall", "CPU", "energy"), rows)
+
+
+def sentences(report: Report) -> list[tuple[str, list[str]]]:
+    """Headed lists: the winner, goals, verdicts, failures, the machine."""
+    winner = report.selected if report.selected is not None else "no candidate"
+    parts = [("selected", [f"{winner}: {report.selected_reason}"])]
+    if report.goals:
+        parts.append(("goals", [f"{goal.status.replace('_', ' ').upper()}: {goal.text}" for goal in report.goals]))
+    if report.verdicts:
+        parts.append(("verdicts", [": ".join([one.text, "; ".join(one.reasons)]) for one in report.verdicts]))
+    if report.failures:
+        parts.append(("failures", [f"{one.where}: {one.error}: {one.text}" for one in report.failures]))
+    parts.append(("measured on", [_machine(report)]))
+    return parts
+
+
+def _machine(report: Report) -> str:
+    here = report.environment
+    versions = here.get("versions", {})
+    named = ", ".join(
+        f"{name} {versions[name]}" for name in ("onnxruntime", "torch", "transformers") if name in versions
+    )
+    guest = ", a virtual machine" if here.get("hypervisor") else ""
+    memory = f"{here['memory_bytes'] / 2**30:.0f} GiB" if "memory_bytes" in here else "unknown memory"
+    return (
+        f"{here.get('cpu_family') or here.get('cpu', 'an unknown processor')}, {here.get('processors')} processors, "
+        f"{memory}{guest}; {named}; {report.created}"
+    )
