@@ -11,6 +11,8 @@ Every command imports what it needs when it is called: `compressor --help` loads
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, NoReturn
@@ -55,6 +57,9 @@ def main() -> NoReturn:
 
     Only errors of ours become text; anything else is a bug and keeps its traceback.
     """
+    # Set first: libraries that call basicConfig when they are imported then change nothing.
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # they would run across our own
     try:
         build()(prog_name="compressor")
     except KeyboardInterrupt:
