@@ -122,9 +122,9 @@ def _architecture(pipeline: Pipeline, config: dict[str, Any] | None) -> list[Che
     checks = []
     model_type = str(config.get("model_type"))
     if any(isinstance(stage, Prune) for stage in pipeline.stages):
-        from compressor.methods.surgery import supported_model_types
+        from compressor.methods.surgery import ADAPTERS
 
-        known = supported_model_types()
+        known = set(ADAPTERS)
         text = f"{model_type} can be pruned" if model_type in known else f"{model_type}: supported are {sorted(known)}"
         checks.append(Check("pruning", model_type in known, text))
     n_layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if key in config), None)
