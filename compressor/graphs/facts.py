@@ -98,7 +98,7 @@ def quantised_ops(graph: onnx.GraphProto) -> dict[str, int]:
 
 def dtype_name(data_type: int) -> str:
     """The numpy-like name of an ONNX element type."""
-    name = onnx.TensorProto.DataType.Name(data_type).lower()
+    name: str = onnx.TensorProto.DataType.Name(data_type).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 

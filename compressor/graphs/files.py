@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import warnings
@@ -41,11 +42,11 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Silence the libraries that tell the root logger and the warnings filter about every node they look at."""
+    """Silence the libraries that tell standard output, the root logger and the warnings of every node they look at."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -49,6 +49,7 @@ GROUP_QUERY_LIMIT = "GroupQueryAttention takes several new tokens after a past o
 
 Feed = dict[str, NDArray[np.generic]]
 
+_TINY = float(np.finfo(np.float32).tiny)
 _SESSION_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -222,7 +223,8 @@ def _with_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
     options = FusionOptions("bert")  # its norm and GELU patterns serve every family
     options.enable_attention = False
     options.enable_embed_layer_norm = False  # it would hide the embedding tables from the quantisers
-    return ort_optimizer.optimize_by_fusion(copy, model_type="bert", optimization_options=options).model
+    fused: onnx.ModelProto = ort_optimizer.optimize_by_fusion(copy, "bert", optimization_options=options).model
+    return fused
 
 
 def _count_fused(model: onnx.ModelProto) -> Counter[str]:
@@ -234,7 +236,7 @@ def _count_fused(model: onnx.ModelProto) -> Counter[str]:
     )
 
 
-def _run(model: onnx.ModelProto, samples: Sequence[Feed], near: str | Path) -> list[list[NDArray[np.generic]]]:
+def _run(model: onnx.ModelProto, samples: Sequence[Feed], near: str | Path) -> list[list[NDArray[np.float32]]]:
     """Outputs for each sample, from a session over a temporary file on the disk of ``near``: it may be above 2 GB."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a candidate that fails is our finding, not the user's
@@ -249,7 +251,7 @@ def _run(model: onnx.ModelProto, samples: Sequence[Feed], near: str | Path) -> l
 
 
 def _max_relative_difference(
-    expected: list[list[NDArray[np.generic]]], actual: list[list[NDArray[np.generic]]], samples: Sequence[Feed]
+    expected: list[list[NDArray[np.float32]]], actual: list[list[NDArray[np.float32]]], samples: Sequence[Feed]
 ) -> float:
     """Over all outputs and samples; outputs per token are compared on real tokens only."""
     worst = 0.0
@@ -266,7 +268,7 @@ def _max_relative_difference(
             difference = float(np.abs(before.astype(np.float64) - after).max())
             if not np.isfinite(difference):
                 return float("inf")
-            worst = max(worst, difference / max(float(np.abs(before).max()), np.finfo(np.float32).tiny))
+            worst = max(worst, difference / max(float(np.abs(before).max()), _TINY))
     return worst
 
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from compressor.errors import ParityError
 
+Logits = NDArray[np.floating]
+
 LOSSLESS_TOLERANCES = {"fp32": (1e-4, 1.0), "fp16": (1e-2, 0.999)}  # (relative difference, top-1 agreement)
 TIE = 1e-6  # of max |logit|: closer than fp32 arithmetic can order
 
@@ -34,9 +36,7 @@ class ParityReport:
     n_positions: int
 
 
-def compare_logits(
-    reference: NDArray[np.floating], candidate: NDArray[np.floating], mask: NDArray[np.integer] | None = None
-) -> ParityReport:
+def compare_logits(reference: Logits, candidate: Logits, mask: NDArray[np.integer] | None = None) -> ParityReport:
     """Compare two arrays of logits.
 
     Args:
@@ -53,22 +53,21 @@ def compare_logits(
         if mask.shape != reference.shape[:-1]:
             raise ParityError(f"a mask of shape {mask.shape} does not fit logits of shape {reference.shape}")
         reference, candidate = reference[mask != 0], candidate[mask != 0]
-    reference = reference.reshape(-1, reference.shape[-1]).astype(np.float64)  # (N, V)
-    candidate = candidate.reshape(-1, candidate.shape[-1]).astype(np.float64)  # (N, V)
-    if reference.size == 0:
+    expected, actual = _rows(reference), _rows(candidate)  # (N, V)
+    if expected.size == 0:
         raise ParityError("no logits to compare")
-    if not np.isfinite(reference).all():
+    if not np.isfinite(expected).all():
         raise ParityError("the reference logits are not finite", hint="the model itself is broken; train it again")
-    max_abs_logit = float(np.abs(reference).max())
-    rows = np.arange(len(reference))
-    if not np.isfinite(candidate).all():
-        finite = np.isfinite(candidate).all(axis=-1)
-        agreement = float((finite & (reference.argmax(-1) == candidate.argmax(-1))).mean())
+    max_abs_logit = float(np.abs(expected).max())
+    rows = np.arange(len(expected))
+    if not np.isfinite(actual).all():
+        finite = np.isfinite(actual).all(axis=-1)
+        agreement = float((finite & (expected.argmax(-1) == actual.argmax(-1))).mean())
         return ParityReport(float("inf"), max_abs_logit, float("inf"), agreement, float("inf"), len(rows))
-    max_abs_diff = float(np.abs(reference - candidate).max())
-    chosen = reference[rows, candidate.argmax(-1)]
-    agreement = float((reference.max(-1) - chosen <= TIE * max_abs_logit).mean())
-    log_p, log_q = _log_softmax(reference), _log_softmax(candidate)
+    max_abs_diff = float(np.abs(expected - actual).max())
+    chosen = expected[rows, actual.argmax(-1)]
+    agreement = float((expected.max(-1) - chosen <= TIE * max_abs_logit).mean())
+    log_p, log_q = _log_softmax(expected), _log_softmax(actual)
     kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)  # (N,)
     return ParityReport(
         max_abs_diff=max_abs_diff,
@@ -112,6 +111,10 @@ def check_parity(report: ParityReport, scheme: str) -> None:
             f"{scheme} conversion is not faithful: {'; '.join(faults)}",
             hint="compare the outputs layer by layer, or leave this conversion out",
         )
+
+
+def _rows(logits: Logits) -> NDArray[np.float64]:
+    return logits.reshape(-1, logits.shape[-1]).astype(np.float64)
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""fp16, dynamic INT8 and weight-only INT8/INT4 of an ONNX file, with ONNX Runtime's quantisers.
+"""fp16, dynamic and static INT8 and weight-only INT8/INT4 of an ONNX file, with ONNX Runtime's quantisers.
 
 What the quantisers leave to their caller is done here: stale shapes of the exporter are dropped, a language-model
 head that shares the embedding's matrix is made visible to them, and that matrix is stored once afterwards. Every
@@ -7,25 +7,27 @@ function returns the facts of the file it wrote, read back from it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType
+from onnx import TensorProto, helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from compressor.errors import StageError, UnsupportedError, UserError
+from compressor.errors import DataError, StageError
+from compressor.graphs.embeddings import quantise_embeddings
 from compressor.graphs.facts import GraphFacts, inspect_onnx, quantised_ops
-from compressor.graphs.files import hushed, load_onnx, save_onnx
+from compressor.graphs.files import hushed, save_onnx
+from compressor.graphs.prepare import drop_stale_shapes, head_nodes, load_unquantised, prepare, remove_unused
 
 SCHEMES = ("fp16", "w8a8-dynamic", "w8a8-static", "w8", "w4")
 FP16_KEPT_IN_FP32 = (
@@ -38,7 +40,14 @@ FP16_KEPT_IN_FP32 = (
     "SkipSimplifiedLayerNormalization",
     "Softmax",
 )
-SMALLEST_EMBEDDING = 2**16  # elements; below that a table is not worth three more nodes
+
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+
+Feed = dict[str, NDArray[np.generic]]
 
 
 def convert_fp16(path: str | Path, out: str | Path) -> GraphFacts:
@@ -48,19 +57,17 @@ def convert_fp16(path: str | Path, out: str | Path) -> GraphFacts:
         UnsupportedError: the graph is already quantised.
         StageError: nothing was converted, or the disk is full.
     """
-    model = _load_unquantised(path)
-    _drop_stale_shapes(model)
+    model = load_unquantised(path)
+    drop_stale_shapes(model)
     converted = OnnxModel(model)
     with hushed():  # symbolic inference: fused operators need types too, or casts go missing around kept nodes
         converted.convert_float_to_float16(
             use_symbolic_shape_infer=True, keep_io_types=True, op_block_list=list(FP16_KEPT_IN_FP32)
         )
-    model = converted.model
-    save_onnx(model, out)
-    facts = inspect_onnx(out)
-    if not facts.dtype_bytes.get("float16"):
+    if not any(tensor.data_type == TensorProto.FLOAT16 for tensor in converted.model.graph.initializer):
         raise StageError("fp16 converted no weight", where=str(path), hint="the graph has no fp32 weights")
-    return facts
+    save_onnx(converted.model, out)
+    return inspect_onnx(out)
 
 
 def quantise_dynamic(
@@ -93,8 +100,8 @@ def quantise_dynamic(
         UserError: a name in ``exclude`` that the graph does not have.
         StageError: nothing was quantised, or the disk is full.
     """
-    model = _prepare(path, include_lm_head=include_lm_head, exclude=exclude)
-    kept = [*exclude, *([] if include_lm_head else _head_nodes(model.graph))]
+    model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
+    kept = [*exclude, *([] if include_lm_head else head_nodes(model.graph))]
     quantizer = ONNXQuantizer(
         model,
         per_channel,
@@ -135,15 +142,14 @@ def quantise_weights(
         UserError: a name in ``exclude`` that the graph does not have.
         StageError: nothing was quantised, or the disk is full.
     """
-    model = _prepare(path, include_lm_head=include_lm_head, exclude=exclude)
-    _split_attention(model)
+    model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
     quantizer = MatMulNBitsQuantizer(
         model,
         bits=bits,
         block_size=block_size,
         is_symmetric=is_symmetric,
         accuracy_level=4,
-        nodes_to_exclude=[*exclude, *([] if include_lm_head else _head_nodes(model.graph))],
+        nodes_to_exclude=[*exclude, *([] if include_lm_head else head_nodes(model.graph))],
         op_types_to_quantize=("MatMul",),
     )
     with hushed():
@@ -151,156 +157,116 @@ def quantise_weights(
     return _finish(quantizer.model.model, path, out, include_embeddings=include_embeddings, scheme=f"w{bits}")
 
 
-def _load_unquantised(path: str | Path) -> onnx.ModelProto:
-    model = load_onnx(path)
-    done = quantised_ops(model.graph)
-    if done:
-        found = ", ".join(f"{count} {op}" for op, count in done.items())
-        raise UnsupportedError(
-            f"is quantised already ({found})", where=str(path), hint="quantise the fp32 graph it was made from"
+def quantise_static(
+    path: str | Path,
+    out: str | Path,
+    *,
+    feeds: Iterable[Feed],
+    method: Literal["minmax", "percentile", "entropy"] = "minmax",
+    percentile: float = 99.99,
+    per_channel: bool = True,
+    include_lm_head: bool = True,
+    exclude: Collection[str] = (),
+) -> GraphFacts:
+    """w8a8-static: INT8 weights, UINT8 inputs of the products with ranges fixed by calibration (QDQ).
+
+    Outputs of the products stay in fp32: they go into residual sums, where a fixed range costs most.
+
+    Args:
+        path: an fp32 graph, fused or not.
+        out: the file to write.
+        feeds: calibration inputs by name, from training data and never from evaluation data. No padding: the
+            calibrator cannot see the mask, and what a model computes on padding would widen every range.
+        method: ``minmax``, ``percentile`` (clips rare outliers) or ``entropy`` (least KL divergence of histograms). The
+            last two keep all activations of all feeds in memory.
+        percentile: share of values inside the range, in percent.
+        per_channel: one weight scale per output column instead of one per matrix.
+        include_lm_head: quantise the product that yields ``logits``.
+        exclude: names of nodes to leave in fp32.
+
+    Raises:
+        DataError: no feed, a feed with padding, or one whose names are not the graph's.
+        UnsupportedError: the graph is already quantised.
+        UserError: a name in ``exclude`` that the graph does not have.
+        StageError: nothing was quantised, or the disk is full.
+    """
+    model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
+    rows = _checked_feeds(model, feeds)
+    kept = {*exclude, *([] if include_lm_head else head_nodes(model.graph))}
+    stored = {tensor.name for tensor in model.graph.initializer}
+    nodes = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in stored and n.name not in kept]
+    if not nodes:
+        raise _quantised_nothing("w8a8-static", path)
+    chosen = set(nodes)
+    inputs = {node.input[0] for node in model.graph.node if node.name in chosen}
+    # shape inference ends at the first fused operator, and the calibrator leaves out what it has no type for
+    model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".static-") as folder, hushed():
+        written = Path(folder) / "static.onnx"
+        quantize_static(
+            model,
+            written,
+            _Reader(rows),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=nodes,
+            per_channel=per_channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=_METHODS[method],
+            extra_options={
+                "CalibPercentile": percentile,
+                "DefaultTensorType": TensorProto.FLOAT,
+                "OpTypesToExcludeOutputQuantization": ["MatMul"],
+            },
         )
-    return model
+        return _finish(onnx.load(str(written)), path, out, include_embeddings=False, scheme="w8a8-static")
 
 
-def _prepare(path: str | Path, *, include_lm_head: bool, exclude: Collection[str]) -> onnx.ModelProto:
-    """The fp32 graph as the quantisers want it: no stale shapes, every product with a constant matrix a ``MatMul``."""
-    model = _load_unquantised(path)
-    names = {node.name for node in model.graph.node}
-    unknown = sorted(set(exclude) - names)
-    if unknown:
-        raise UserError(f"has no node named {', '.join(unknown)}", where=str(path), hint="see the names in the graph")
-    _drop_stale_shapes(model)
-    if include_lm_head:
-        _store_transposed_weights(model.graph)
-    rewritten = ONNXModel(model)
-    rewritten.replace_gemm_with_matmul()
-    return rewritten.model
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """Feeds, one after the other, as ONNX Runtime's calibrators ask for them."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self.feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self.feeds, None)
 
 
-def _drop_stale_shapes(model: onnx.ModelProto) -> None:
-    """The exporter leaves shapes from before its own rewriting; shape inference then stops on the contradiction."""
-    del model.graph.value_info[:]
+def _checked_feeds(model: onnx.ModelProto, feeds: Iterable[Feed]) -> list[Feed]:
+    names = [value.name for value in model.graph.input]
+    rows = []
+    for index, feed in enumerate(feeds):
+        missing = [name for name in names if name not in feed]
+        if missing:
+            raise DataError(f"calibration feed {index} has no {', '.join(missing)}", hint="feed every graph input")
+        if (feed["attention_mask"] == 0).any():
+            raise DataError(
+                f"calibration feed {index} contains padding, which would widen the ranges",
+                hint="feed texts one by one, or batches of equal length",
+            )
+        rows.append({name: feed[name] for name in names})
+    if not rows:
+        raise DataError("no calibration feed", hint="give at least a few dozen texts of the training split")
+    return rows
 
 
-def _head_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Names of the products whose results reach the output ``logits`` without another product in between."""
-    producers = {output: node for node in graph.node for output in node.output}
-    pending = [value.name for value in graph.output if value.name == "logits"]
-    heads = []
-    while pending:
-        node = producers.get(pending.pop())
-        if node is None:
-            continue
-        if node.op_type in ("MatMul", "Gemm"):
-            heads.append(node.name)
-        elif node.op_type in ("Add", "Mul", "Div", "Tanh", "Reshape", "Squeeze", "Cast", "Slice", "Gather"):
-            pending.extend(node.input)
-    return heads
-
-
-def _store_transposed_weights(graph: onnx.GraphProto) -> None:
-    """Fold ``Transpose`` of a stored matrix: a tied head is ``x @ transpose(embedding)``, which no quantiser sees."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in [node for node in graph.node if node.op_type == "FusedMatMul" and node.input[1] in tensors]:
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if attributes.pop("transB", 0) != 1 or attributes.pop("alpha", 1.0) != 1.0 or any(attributes.values()):
-            continue
-        transposed = f"{node.input[1]}_transposed"
-        turn = helper.make_node("Transpose", [node.input[1]], [transposed], f"{node.name}_turn", perm=[1, 0])
-        product = helper.make_node("MatMul", [node.input[0], transposed], node.output, node.name)
-        _replace_node(graph, node, [turn, product])
-    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in tensors]:
-        array = numpy_helper.to_array(tensors[node.input[0]])
-        if array.ndim != 2:
-            continue
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array.T), node.output[0]))
-        graph.node.remove(node)
-    _remove_unused(graph)
-
-
-def _remove_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    if len(kept) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+def _quantised_nothing(scheme: str, path: str | Path) -> StageError:
+    return StageError(
+        f"{scheme} quantised nothing: no product with a constant matrix was left",
+        where=str(path),
+        hint="shorten the list of excluded nodes",
+    )
 
 
 def _finish(
     model: onnx.ModelProto, path: str | Path, out: str | Path, *, include_embeddings: bool, scheme: str
 ) -> GraphFacts:
     if not quantised_ops(model.graph):
-        raise StageError(
-            f"{scheme} quantised nothing: no product with a constant matrix was left",
-            where=str(path),
-            hint="shorten the list of excluded nodes",
-        )
+        raise _quantised_nothing(scheme, path)
     if include_embeddings:
-        _quantise_embeddings(model.graph)
-    _remove_unused(model.graph)
+        quantise_embeddings(model.graph)
+    remove_unused(model.graph)
     save_onnx(model, out)
     return inspect_onnx(out)
-
-
-def _quantise_embeddings(graph: onnx.GraphProto) -> None:
-    """Large tables that ``Gather`` reads: INT8, one scale per row, and the rows that were read are scaled back.
-
-    A head that shares the table was quantised with one scale per column of its transpose, which is the same grid:
-    then the table is stored once, and the head reads it through ``Transpose`` (folded when a session loads).
-    """
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    heads = _int8_matrices(graph, tensors)
-    for node in [node for node in graph.node if node.op_type == "Gather" and node.input[0] in tensors]:
-        table = tensors[node.input[0]]
-        if table.data_type != TensorProto.FLOAT or len(table.dims) != 2:
-            continue
-        if int(np.prod(table.dims)) < SMALLEST_EMBEDDING or next((a.i for a in node.attribute if a.name == "axis"), 0):
-            continue
-        values = numpy_helper.to_array(table)  # (V, H)
-        scale = np.maximum(np.abs(values).max(axis=1) / 127, np.finfo(np.float32).tiny).astype(np.float32)  # (V,)
-        quantised = np.clip(np.rint(values / scale[:, None]), -127, 127).astype(np.int8)  # (V, H)
-        _replace_gather(graph, node, quantised, scale)
-        for name, matrix in heads.items():
-            if np.array_equal(matrix.T, quantised):
-                _read_transposed(graph, name, f"{table.name}_quantized")
-
-
-def _int8_matrices(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> dict[str, NDArray[np.int8]]:
-    names = {node.input[1] for node in graph.node if node.op_type == "MatMulInteger" and node.input[1] in tensors}
-    return {name: numpy_helper.to_array(tensors[name]) for name in names if tensors[name].data_type == TensorProto.INT8}
-
-
-def _replace_gather(
-    graph: onnx.GraphProto, node: onnx.NodeProto, table: NDArray[np.int8], scale: NDArray[np.float32]
-) -> None:
-    name, indices, output = node.input[0], node.input[1], node.output[0]
-    if not any(tensor.name == f"{name}_quantized" for tensor in graph.initializer):
-        graph.initializer.append(numpy_helper.from_array(table, f"{name}_quantized"))
-        graph.initializer.append(numpy_helper.from_array(scale[:, None], f"{name}_row_scale"))
-    rows, row_scale, wide = f"{output}_rows", f"{output}_row_scale", f"{output}_float"
-    nodes = [
-        helper.make_node("Gather", [f"{name}_quantized", indices], [rows], f"{node.name}_rows"),
-        helper.make_node("Gather", [f"{name}_row_scale", indices], [row_scale], f"{node.name}_row_scale"),
-        helper.make_node("Cast", [rows], [wide], f"{node.name}_cast", to=TensorProto.FLOAT),
-        helper.make_node("Mul", [wide, row_scale], [output], f"{node.name}_scaled"),
-    ]
-    _replace_node(graph, node, nodes)
-
-
-def _read_transposed(graph: onnx.GraphProto, name: str, stored: str) -> None:
-    """Let the tensor ``name`` be the transpose of the tensor ``stored``."""
-    kept = [tensor for tensor in graph.initializer if tensor.name != name]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    graph.node.insert(0, helper.make_node("Transpose", [stored], [name], f"{stored}_transposed", perm=[1, 0]))
-
-
-def _replace_node(graph: onnx.GraphProto, node: onnx.NodeProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    index = next(i for i, other in enumerate(graph.node) if other is node or other == node)
-    graph.node.remove(node)
-    for offset, new in enumerate(nodes):
-        graph.node.insert(index + offset, new)
-
-
-def _split_attention(model: onnx.ModelProto) -> None:
-    pass
