@@ -8,6 +8,7 @@ from compressor.energy.calibration import Calibration
 from compressor.energy.host import ROOT
 from compressor.energy.meter import Meter
 from compressor.energy.meters.battery import BatteryMeter
+from compressor.energy.meters.codecarbon import CodeCarbonMeter
 from compressor.energy.meters.cpu_time import CpuTimeMeter
 from compressor.energy.meters.hwmon import HwmonMeter
 from compressor.energy.meters.ipmi import IpmiMeter
@@ -18,6 +19,7 @@ from compressor.energy.meters.rapl import RaplMeter
 from compressor.energy.meters.redfish import RedfishMeter
 from compressor.energy.meters.shelly import ShellyMeter
 from compressor.energy.meters.tasmota import TasmotaMeter
+from compressor.energy.meters.zeus import ZeusMeter
 
 
 def all_meters(root: Path = ROOT, calibration: Calibration | None = None) -> tuple[Meter, ...]:
@@ -30,6 +32,7 @@ def all_meters(root: Path = ROOT, calibration: Calibration | None = None) -> tup
         RaplMeter(root),
         PerfPowerMeter(root),
         NvmlMeter(),
+        ZeusMeter(),
         HwmonMeter(root),
         BatteryMeter(root),
         IpmiMeter(root),
@@ -37,5 +40,6 @@ def all_meters(root: Path = ROOT, calibration: Calibration | None = None) -> tup
         ShellyMeter(),
         TasmotaMeter(),
         PrometheusMeter(),
+        CodeCarbonMeter(),
         CpuTimeMeter(root, calibration=calibration),
     )
