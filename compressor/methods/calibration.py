@@ -84,8 +84,7 @@ def trace_layers(model: PreTrainedModel, batches: Iterable[Batch]) -> Trace:
         trace.masks.append(real_tokens(batch))
     if trace.n_tokens == 0:
         raise DataError(
-            "the calibration data holds no real token"
-            + (", only padding" if trace.masks else ": there are no batches"),
+            "the calibration data holds no real token, " + ("only padding" if trace.masks else "not even a batch"),
             hint="give texts that are not empty",
         )
     return trace

@@ -35,7 +35,7 @@ from compressor.methods.importance import Moments, keep_best
 from compressor.methods.knapsack import Front, pareto_front, total
 from compressor.methods.losses import logit_kl
 from compressor.methods.pruning import Recovery, refit
-from compressor.methods.recovery import dense_target
+from compressor.methods.recovery import Target, dense_target
 from compressor.methods.structure import ATTENTION, FFN, Structure
 from compressor.methods.surgery import adapter_for, head_dim_of, layers_of, read_structure
 from compressor.methods.surgery.slicing import Linear, linear_at, weight_of
@@ -197,13 +197,14 @@ def score_options(
         ranking = score_units(
             importance, weight_of(projection).detach(), moments[number][kind], columns, gradients[number].get(kind)
         )
+        target = dense_target(moments[number][kind], weight_of(projection).detach(), projection.bias)
         options = []
         for count in counts:
             kept = keep_best(ranking, count)
             loss = 0.0
             if count < n_units(described, kind):
                 judge.move_to(number)
-                with _replaced(projection, moments[number][kind], columns, kept, recovery):
+                with _replaced(projection, moments[number][kind], target, columns, kept, recovery):
                     loss = judge.loss()
             size = kept_layer(described, {kind: kept})
             options.append(Option(kept, size.n_heads if kind == ATTENTION else size.ffn_width, loss))
@@ -311,12 +312,11 @@ def _smooth(options: list[Option]) -> tuple[Option, ...]:
 
 @contextmanager
 def _replaced(
-    projection: Linear, moments: Moments, columns: Tensor, kept: Sequence[int], recovery: Recovery
+    projection: Linear, moments: Moments, target: Target, columns: Tensor, kept: Sequence[int], recovery: Recovery
 ) -> Iterator[None]:
     """The dense projection as if pruned and refitted: removed columns zero, the others and the bias refitted."""
     bias: nn.Parameter | None = projection.bias
     old_weight, old_bias = weight_of(projection).detach().clone(), None if bias is None else bias.detach().clone()
-    target = dense_target(moments, old_weight, old_bias)
     new_weight, new_bias = refit(projection, moments, target, columns, kept, recovery)
     full = torch.zeros_like(old_weight)
     full[:, kept_columns(columns, kept)] = new_weight

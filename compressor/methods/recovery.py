@@ -37,11 +37,11 @@ def dense_target(moments: Moments, weight: Tensor, bias: Tensor | None) -> Targe
         weight: (out, d).
         bias: (out,) or None.
     """
-    weight = weight.double()
+    weight = weight.detach().double()
     cross, total = moments.gram @ weight.T, moments.total @ weight.T
     if bias is not None:
-        cross = cross + torch.outer(moments.total, bias.double())
-        total = total + moments.n_tokens * bias.double()
+        cross = cross + torch.outer(moments.total, bias.detach().double())
+        total = total + moments.n_tokens * bias.detach().double()
     return Target(cross, total)
 
 
@@ -66,7 +66,7 @@ def ridge(
     Raises:
         StageError: inputs that are all zero, or a solution that is not finite.
     """
-    n, old = moments.n_tokens, weight.double().T  # (k, out)
+    n, old = moments.n_tokens, weight.detach().double().T  # (k, out)
     gram, cross = moments.gram, target.cross
     if bias is not None:
         gram = gram - torch.outer(moments.total, moments.mean)

@@ -13,12 +13,16 @@ from compressor.methods.surgery.apply import (
     require_change,
     resize_layer,
 )
+from compressor.methods.surgery.copying import copy_layers, spaced_layers
+from compressor.methods.surgery.stock import StockFit, stock_fit, zero_pad_to_stock
 
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "StockFit",
     "adapter_for",
     "apply_structure",
+    "copy_layers",
     "drop_layers",
     "head_dim_of",
     "kv_cache_shapes",
@@ -29,4 +33,7 @@ __all__ = [
     "rebuild",
     "require_change",
     "resize_layer",
+    "spaced_layers",
+    "stock_fit",
+    "zero_pad_to_stock",
 ]
