@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Literal
 
 from compressor.energy import counter
+from compressor.energy.calibration import Calibration
 from compressor.energy.domain import CounterWindow, Domain, DomainLog, MeterLog, Probe, Provenance, Scope
 from compressor.energy.host import ROOT, read_boot_id
 from compressor.energy.meter import EstimatingMeter, Meter
@@ -47,6 +48,7 @@ def measure(
     require: Literal["measured"] | None = None,
     scopes: Collection[Scope] | None = None,
     window_s: float | None = None,
+    calibration: Calibration | None = None,
     root: Path = ROOT,
 ) -> Window:
     """A window over the best that this machine offers, or over the given meters.
@@ -57,15 +59,17 @@ def measure(
         require: ``"measured"`` refuses an estimate, before the work and after it.
         scopes: read only domains of these scopes.
         window_s: leave out what cannot time windows of this length, where it is known beforehand.
+        calibration: watts of this machine for the estimate, from `calibrate` or `load_calibration`.
         root: root of sysfs and procfs.
 
     Raises:
         ProvenanceError: measured energy is required and only an estimate, or nothing, is to be had.
-        EnergyError: nothing can be read, or not in these scopes.
+        EnergyError: nothing can be read, or not in these scopes; a calibration for meters that are given as they are.
     """
-    return Window(
-        choose_sources(meters, require=require, scopes=scopes, window_s=window_s, root=root), require=require, root=root
+    sources = choose_sources(
+        meters, require=require, scopes=scopes, window_s=window_s, calibration=calibration, root=root
     )
+    return Window(sources, require=require, root=root)
 
 
 def choose_sources(
@@ -74,10 +78,16 @@ def choose_sources(
     require: Literal["measured"] | None = None,
     scopes: Collection[Scope] | None = None,
     window_s: float | None = None,
+    calibration: Calibration | None = None,
     root: Path = ROOT,
 ) -> tuple[Source, ...]:
     """Decide what a window reads; a session decides once and reuses it for all its windows. Raises as `measure`."""
-    found = all_meters(root) if meters is None else tuple(meters)
+    if meters is not None and calibration is not None:
+        raise EnergyError(
+            "a calibration goes with the meters that are chosen here, and these were given as they are",
+            hint="pass CpuTimeMeter(calibration=...) among them, or no meters",
+        )
+    found = all_meters(root, calibration) if meters is None else tuple(meters)
     probes = [(meter, meter.probe()) for meter in found]
     # A guest's RAPL can be read when it is asked for by name; what comes of it is never called measured.
     usable = ("ok",) if meters is None else ("ok", "virtualised")

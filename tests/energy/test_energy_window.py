@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from fake_machine import GUEST, RANGE_UJ, FakeMachine, domain
+from fake_machine import GUEST, RANGE_UJ, FakeMachine, cpuinfo, domain
 
 import compressor.energy
 from compressor.energy import (
@@ -18,6 +18,7 @@ from compressor.energy import (
     EstimatedEnergy,
     InvalidEnergy,
     MeasuredEnergy,
+    PlugReading,
     Probe,
     Provenance,
     Quantity,
@@ -26,7 +27,9 @@ from compressor.energy import (
     Scope,
     Source,
     Window,
+    calibrate,
     choose_sources,
+    identify_cpu,
     measure,
     to_json,
     verify,
@@ -205,6 +208,21 @@ def test_without_a_counter_the_result_is_an_estimate(tmp_path: Path) -> None:
     assert window.result.inputs["cpu_s"] == 0.5
     assert window.result.inputs["cpu_family"] == "AMD EPYC 9005 (Zen 5)"
     assert "(estimated, " in str(window.result)
+
+
+def test_a_calibration_makes_the_estimate_that_of_this_machine(tmp_path: Path) -> None:
+    fake = cpu_time_machine(tmp_path, cpuinfo())
+    line = calibrate([PlugReading(0, 40), PlugReading(1, 100)], cpu=identify_cpu(tmp_path))
+    with measure(root=tmp_path, calibration=line) as window:
+        time.sleep(0.85)
+        fake.write("sys/fs/cgroup/cpu.stat", "usage_usec 1500000")
+    result = window.result
+    assert isinstance(result, EstimatedEnergy)
+    assert result.provenance is Provenance.MODEL_CALIBRATED
+    assert result.est_energy_net_j == pytest.approx(60 * 0.5 / 2)
+    assert result.est_energy_gross_j == pytest.approx(40 * result.wall_s + 15)
+    with pytest.raises(EnergyError, match="these were given as they are\n  -> pass CpuTimeMeter"):
+        measure([CpuTimeMeter(tmp_path)], calibration=line)
 
 
 def test_required_measured_energy_is_refused_before_the_work(tmp_path: Path) -> None:
