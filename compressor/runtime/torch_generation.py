@@ -11,6 +11,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from compressor.runtime.runners import Array, DecoderRunner, State
+from compressor.runtime.torch_models import quiet_transformers
 
 
 class GeneratingRunner(GenerationMixin):
@@ -99,10 +100,11 @@ def generate_with_transformers(
         settings: what to set in the `GenerationConfig`, such as `num_beams` or `do_sample` and `temperature`.
         seed: makes sampling repeatable; torch's generator is left as it was.
     """
-    generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+    with quiet_transformers():
+        generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
     model: Any = GeneratingRunner(runner, config, generation_config)
     inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-    with torch.random.fork_rng(enabled=seed is not None):
+    with torch.random.fork_rng(enabled=seed is not None), quiet_transformers():
         if seed is not None:
             torch.manual_seed(seed)
         sequences = model.generate(**inputs, generation_config=generation_config)

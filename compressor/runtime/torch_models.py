@@ -66,6 +66,15 @@ def load_module(source: Checkpoint | Path, *, task: Task | None = None) -> PreTr
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # ours names them below
+        )
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        raise CheckpointError(
+            f"the weights do not fit the config: {name} is {tuple(found)} where the config wants {tuple(wanted)}",
+            where=str(folder),
+            hint="fetch the folder again; a pruned model needs its compressor.json",
         )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -168,8 +177,8 @@ def _load_pruned(folder: Path, task: Task, structure: Structure) -> PreTrainedMo
         with init_empty_weights():
             module = _auto_class(task).from_config(config, dtype=torch.float32)
         rebuild(module, structure, load_file(folder / WEIGHTS))
-    if module.can_generate() and (folder / "generation_config.json").is_file():
-        module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        if module.can_generate() and (folder / "generation_config.json").is_file():
+            module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return module  # type: ignore[no-any-return]
 
 
@@ -201,9 +210,11 @@ def _with_layer_config(config: dict[str, Any], module: PreTrainedModel) -> str:
     adapter = adapter_for(module)
     overrides: dict[str, dict[str, Any]] = {}
     for number, layer in enumerate(read_structure(module).layers):
-        found: dict[str, Any] = {adapter.heads_key: layer.n_heads, adapter.ffn_key: layer.ffn_width}
-        if adapter.keys_values and "num_key_value_heads" in config:
-            found["num_key_value_heads"] = layer.n_kv_heads
+        # One name for each thing that varies. Llama's own validation reads the head count, for a tokenizer too, so
+        # there the key/value heads, which leave with their groups, are named in its place.
+        kv_differs = layer.n_kv_heads != config.get("num_key_value_heads", layer.n_kv_heads)
+        heads = {"num_key_value_heads": layer.n_kv_heads} if kv_differs else {adapter.heads_key: layer.n_heads}
+        found = {adapter.ffn_key: layer.ffn_width, **heads}
         different = {key: value for key, value in found.items() if value != _stock_value(config, key)}
         if different:
             overrides[str(number)] = different

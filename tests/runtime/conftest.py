@@ -1,0 +1,121 @@
+"""Small checkpoints with every variant, made by the rooms that make them in earnest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.checkpoints.manifest import Record, Variant
+from compressor.checkpoints.store import Checkpoint, seal
+from compressor.graphs.export import export_decoder, export_encoder
+from compressor.graphs.quantise import quantise_dynamic
+from compressor.methods.structure import LayerStructure, Structure
+from compressor.methods.surgery import apply_structure, n_parameters
+from compressor.runtime.torch_models import load_module, save_module, task_of
+
+ERAS = ("before 1865", "1865 to 1944", "since 1945")
+Make = Callable[..., Checkpoint]
+
+UNEVEN = Structure(
+    layers_kept=(0, 2, 3),
+    layers=(
+        LayerStructure((0, 1), (0,), tuple(range(10))),
+        LayerStructure((0, 1, 2, 3), (0, 1), tuple(range(3, 40))),
+        LayerStructure((2, 3), (1,), ()),
+    ),
+)
+"""Three of four layers, each of another shape; grouped-query attention keeps whole groups."""
+
+
+def without_groups(structure: Structure) -> Structure:
+    """The same where each head has its own keys and values."""
+    layers = (LayerStructure(layer.heads_kept, layer.heads_kept, layer.ffn_kept) for layer in structure.layers)
+    return Structure(structure.layers_kept, tuple(layers))
+
+
+def record() -> Record:
+    return Record(
+        stage="test", kind="export", fingerprint="", config={}, inputs={}, data={}, seed=0, versions={}, realised={},
+        wall_s=0.0, cpu_s=0.0, energy=None, energy_reason="a test", host={}, created="2026-01-01T00:00:00Z",
+    )  # fmt: skip
+
+
+def make_checkpoint(source: Path, folder: Path, *, structure: Structure | None = None) -> Checkpoint:
+    """torch-fp32, onnx-fp32 and onnx-w8a8-dynamic of a model, pruned first where a structure is given."""
+    module = load_module(source)
+    task = task_of(module.config, source)
+    labels = None if task.is_decoder else ERAS
+    if labels is not None:
+        module.config.id2label = dict(enumerate(labels))
+    kept: dict[str, Any] | None = None
+    if structure is not None:
+        apply_structure(module, structure)
+        kept = structure.to_json()
+    save_module(module, folder, structure=kept)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder / name)
+    graph = folder / "onnx" / "model.onnx"
+    (export_decoder if task.is_decoder else export_encoder)(module, graph)
+    quantise_dynamic(graph, folder / "onnx" / "model_int8.onnx")
+    rows = (
+        ("torch-fp32", "model.safetensors", "torch", "fp32"),
+        ("onnx-fp32", "onnx/model.onnx", "onnxruntime", "fp32"),
+        ("onnx-w8a8-dynamic", "onnx/model_int8.onnx", "onnxruntime", "w8a8-dynamic"),
+    )
+    variants = [
+        Variant(
+            id=name, path=path, runtime=runtime, scheme=scheme, stage="test", parameters=n_parameters(module),
+            size_bytes=(folder / path).stat().st_size,
+        )
+        for name, path, runtime, scheme in rows
+    ]  # fmt: skip
+    return seal(
+        folder, task=task.name, model_type=module.config.model_type, architecture=type(module).__name__, labels=labels,
+        variants=variants, structure=kept, record=record(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bert(tiny_bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tiny_bert_dir, tmp_path_factory.mktemp("bert") / "c")
+
+
+@pytest.fixture(scope="session")
+def gpt2(tiny_gpt2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tiny_gpt2_dir, tmp_path_factory.mktemp("gpt2") / "c")
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tiny_llama_dir, tmp_path_factory.mktemp("llama") / "c")
+
+
+@pytest.fixture(scope="session")
+def pruned_llama(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tiny_llama_dir, tmp_path_factory.mktemp("pruned-llama") / "c", structure=UNEVEN)
+
+
+@pytest.fixture(scope="session")
+def pruned_gpt2(tiny_gpt2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("pruned-gpt2") / "c"
+    return make_checkpoint(tiny_gpt2_dir, folder, structure=without_groups(UNEVEN))
+
+
+@pytest.fixture(scope="session")
+def pruned_bert(tiny_bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("pruned-bert") / "c"
+    return make_checkpoint(tiny_bert_dir, folder, structure=without_groups(UNEVEN))
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Checkpoint], Path]:
+    """A copy of a checkpoint's folder that a test may spoil."""
+
+    def copy(checkpoint: Checkpoint) -> Path:
+        return Path(shutil.copytree(checkpoint.path, tmp_path / "copy"))
+
+    return copy
