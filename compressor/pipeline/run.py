@@ -249,8 +249,8 @@ def _make_or_find(session: _Session, work: _Work) -> tuple[Checkpoint, bool]:
         return found, True
     state.status = "running"
     session.state.write(session.run_dir)
-    session.emit(StageStarted(stage=work.id, kind=work.kind))
     try:
+        session.emit(StageStarted(stage=work.id, kind=work.kind))
         with partial_folder(folder) as (out_dir, workdir):
             work.make(out_dir, _context(session, work.fingerprint, workdir))
             checkpoint = publish(folder)
