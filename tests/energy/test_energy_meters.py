@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_machine import GUEST, FakeMachine
+from fake_machine import GUEST, FakeMachine, log
 
-from compressor.energy import Meter, Provenance, Quantity, Scope, all_meters
+from compressor.energy import Meter, Provenance, Quantity, Scope, all_meters, counter
 from compressor.energy.meters import ipmi, perf_power
 from compressor.energy.meters.battery import BatteryMeter
 from compressor.energy.meters.cpu_time import CpuTimeMeter
@@ -441,6 +441,33 @@ def test_a_tasmota_plug_measures_at_the_wall() -> None:
     with device({TASMOTA: {"StatusSNS": {"ENERGY": {"Total": 0.001, "Power": 42}}}}) as address:
         meter = TasmotaMeter(address)
         assert raws(meter)["plug"] * meter.domains()[0].unit == 42
+
+
+def test_a_shelly_counter_runs_in_milliwatt_hours_and_over_its_end() -> None:
+    answers: dict[str, Any] = {SHELLY: {"apower": 41.7, "aenergy": {"total": 999.999}}}
+    with device(answers) as address:
+        meter = ShellyMeter(address, counter=True, rolls_over_at_wh=1000)
+        assert meter.probe().status == "ok"
+        (domain,) = meter.domains()
+        first = raws(meter)["plug"]
+        answers[SHELLY] = {"apower": 41.7, "aenergy": {"total": 0.499}}
+        second = raws(meter)["plug"]
+    assert (first, second, domain.modulus) == (999_999, 499, 1_000_000)
+    assert counter.total(log(domain, (0, first), (1, second))) == Fraction("0.5") * 3600
+
+
+def test_a_tasmota_total_that_fell_is_invalid_unless_its_end_is_known() -> None:
+    answers: dict[str, Any] = {TASMOTA: {"StatusSNS": {"ENERGY": {"Total": 99999.999, "Power": 42}}}}
+    with device(answers) as address:
+        meter = TasmotaMeter(address, counter=True)
+        (domain,) = meter.domains()
+        first = raws(meter)["plug"]
+        answers[TASMOTA]["StatusSNS"]["ENERGY"]["Total"] = 0.002
+        second = raws(meter)["plug"]
+        (known,) = TasmotaMeter(address, counter=True, rolls_over_at_wh=100_000_000).domains()
+    with pytest.raises(EnergyError, match="plug: the counter went backwards, from 99999999 to 2"):
+        counter.total(log(domain, (0, first), (600, second)))
+    assert counter.total(log(known, (0, first), (600, second))) == 3 * 3600
 
 
 def test_a_redfish_controller_gives_the_node() -> None:
