@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import draw_windows, encode_rows, load_tokenizer
 from compressor.errors import DataError
@@ -86,6 +84,8 @@ def calibration_batches(source: Checkpoint, ctx: StageContext) -> list[Batch]:
 
 
 def _rows(dataset: Dataset, source: Checkpoint, ctx: StageContext, where: str) -> list[Row]:
+    if len(dataset) == 0:
+        raise DataError("there are no rows", where=where, hint="check the file, and `rows` and `split` if they are set")
     tokenizer = load_tokenizer(source.path)
     if ctx.task.is_decoder:
         documents = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in dataset["text"]]
@@ -104,8 +104,3 @@ def _check_labels(labels: Sequence[int], classes: tuple[str, ...] | None, where:
                 where=where,
                 hint="mend the data, or name all classes in model.labels (a new head is made for a base model)",
             )
-
-
-def tensors_only(batches: Sequence[Batch], names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
-    """The named tensors of each batch, where they are there."""
-    return [{name: batch[name] for name in names if name in batch} for batch in batches]
