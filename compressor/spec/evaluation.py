@@ -79,13 +79,57 @@ class Evaluate(Part):
         return self
 
 
+class Carbon(Part):
+    """Grams of CO2 equivalent for a kilowatt-hour, as somebody published them; nothing is looked up."""
+
+    g_per_kwh: float = Field(ge=0)
+    """Of the grid at the place of the run (location-based)."""
+    region: str = "grid not named"
+    year: int
+    source: str
+    kind: Literal["average", "marginal"] = "average"
+    """Of all generation, or of the plant that one more kilowatt-hour calls on."""
+    market_g_per_kwh: float | None = Field(default=None, ge=0)
+    """Of the contracts bought (market-based), as a second figure."""
+    market_source: str | None = None
+
+    @model_validator(mode="after")
+    def _sourced(self) -> Carbon:
+        _go_together(self, "market_g_per_kwh", "market_source")
+        return self
+
+
 class Energy(Part):
-    """How joules are read."""
+    """How joules are read, and what is assumed to make of them those of a building, and carbon."""
 
     profile: Literal["smoke", "quick", "standard", "publish"] = "quick"
     """5 rounds of 3 s, 10 of 10 s, or 10 of 60 s; `smoke` (3 of 0.2 s) only shows that the path works."""
     accept: Literal["measured", "estimated"] = "measured"
     """Whether a goal in joules may be judged on an estimate."""
+    pue: float | None = Field(default=None, ge=1)
+    """Power usage effectiveness: energy of the building over that of its machines."""
+    pue_source: str | None = None
+    cop: PositiveFloat | None = None
+    """In place of `pue`: heat that the cooling removes per joule of its work."""
+    cop_source: str | None = None
+    heat_share: Fraction = 1.0
+    """With `cop`: share of the heat that the cooling must remove."""
+    carbon: Carbon | None = None
+
+    @model_validator(mode="after")
+    def _sourced(self) -> Energy:
+        _go_together(self, "pue", "pue_source")
+        _go_together(self, "cop", "cop_source")
+        if self.pue is not None and self.cop is not None:
+            raise ValueError("give one of: pue, cop")
+        if self.cop is None and "heat_share" in self.model_fields_set:
+            raise ValueError("`heat_share` goes with `cop`")
+        return self
+
+
+def _go_together(part: Part, number: str, source: str) -> None:
+    if (getattr(part, number) is None) != (getattr(part, source) is None):
+        raise ValueError(f"`{number}` and `{source}` go together: a factor needs its source, and a source its factor")
 
 
 class Goal(Part):
