@@ -184,7 +184,7 @@ def _report_ratio(ratio: st.PairedRatio | None, against: str, remarks: list[str]
         low, high = ratio.bootstrap_ci95
         remarks.append(
             f"{cost} as a multiple of {against}'s: t-interval {ratio.ci95[0]:.3f} to {ratio.ci95[1]:.3f}, bootstrap "
-            f"{low:.3f} to {high:.3f}; their widths differ by more than 20 %"
+            f"{low:.3f} to {high:.3f}; they differ by more than 20 % of the half width"
         )
     ci = None if ratio.ci95 is None else Interval(low=ratio.ci95[0], high=ratio.ci95[1])
     return Ratio(against=against, value=ratio.value, ci95=ci)

@@ -15,6 +15,7 @@ from compressor.measurement.arrays import Array
 from compressor.measurement.inputs import PreparedRows
 from compressor.measurement.outputs import log_softmax
 from compressor.schema.report import Interval, Paired, Quality
+from compressor.spec.agreement import AGREEMENT
 from compressor.spec.tasks import Task
 
 Metric = Callable[[Any, Any], float]
@@ -24,7 +25,6 @@ Ids = npt.NDArray[np.int64]
 SUITE_VERSION = 1
 """Raised whenever the same answers would be reduced to other numbers; part of the cache's key."""
 N_OWN_METRIC_RESAMPLES = 200
-AGREEMENT = "top1_agreement"
 DIVERGENCE = "kl_to_baseline"
 
 

@@ -200,13 +200,15 @@ class _Block:
 
     def measure(self, session_id: str, threads: int) -> Session:
         """Load, warm up, run the rounds."""
-        total = self.profile.rounds + 1
+        is_small = self.prepared.workload.candidates == "ends"
+        rounds = self.profile.ends_rounds if is_small else self.profile.rounds
+        total = rounds + 1
         for id_ in list(self.here):
             self._guarded(id_, self._prepare)
         self._progress(1, total)
         idle_before = self._idle()
         order = []
-        for done in range(self.profile.rounds):
+        for done in range(rounds):
             ids = [str(id_) for id_ in self.rng.permutation(sorted(self.here))]
             for id_ in ids:
                 if id_ in self.here:

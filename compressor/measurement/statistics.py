@@ -21,8 +21,8 @@ Bounds = tuple[float, float]
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 9_999
-# Beyond this relative difference in width the two intervals of a ratio tell different stories, so both are printed.
-WIDTH_DISAGREEMENT = 0.20
+# Beyond this share of the half width the two intervals of a ratio tell different stories, so both are printed.
+DISAGREEMENT = 0.20
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ class PairedRatio:
 
     @property
     def intervals_disagree(self) -> bool:
-        """Whether the two intervals' widths (in logs) differ by more than 20 %, so that both must be printed."""
+        """Whether an end of the bootstrap lies off Student's by more than 20 % of the half width: print both then."""
         if self.ci95 is None or self.bootstrap_ci95 is None:
             return False
-        t_width, b_width = (math.log(high / low) for low, high in (self.ci95, self.bootstrap_ci95))
-        return abs(t_width - b_width) > WIDTH_DISAGREEMENT * max(t_width, b_width)
+        half = math.log(self.ci95[1] / self.ci95[0]) / 2
+        apart = (abs(math.log(one / two)) for one, two in zip(self.ci95, self.bootstrap_ci95, strict=True))
+        return max(apart) > DISAGREEMENT * half
 
 
 def paired_ratio(costs: Sequence[float], baseline_costs: Sequence[float], *, seed: int = 0) -> PairedRatio:

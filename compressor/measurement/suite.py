@@ -45,7 +45,6 @@ class Suite:
     Attributes:
         model: name of the source model.
         labels: names of the classes; None where rows carry ids.
-        accept_estimates: whether a goal in joules may be judged on an estimate.
         leaves: stages from which no other starts; None where every candidate is an end.
         pipeline: the validated pipeline as JSON, for the report; empty where there was none.
     """
@@ -61,7 +60,6 @@ class Suite:
     workloads: tuple[Workload, ...]
     evaluate: Evaluate
     profile: Profile
-    accept_estimates: bool
     goals: tuple[Goal, ...]
     leaves: frozenset[str] | None
     pipeline: dict[str, Any]
@@ -94,7 +92,6 @@ def suite_of(pipeline: Pipeline) -> Suite:
         workloads=pipeline.workloads,
         evaluate=pipeline.evaluate,
         profile=PROFILES[pipeline.energy.profile],
-        accept_estimates=pipeline.energy.accept == "estimated",
         goals=pipeline.goals,
         leaves=frozenset(stage.id for stage in pipeline.stages if stage.id not in used),
         pipeline=pipeline.model_dump(mode="json", by_alias=True),

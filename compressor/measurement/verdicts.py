@@ -110,7 +110,7 @@ def _broken_goals(report: Report, candidate: Candidate, source: Candidate) -> tu
 def _technical_reasons(report: Report, candidate: Candidate) -> tuple[str, ...]:
     """Causes that the machine and the file show; none is guessed."""
     reasons = []
-    operators = candidate.facts.get("quantised_op_counts")
+    operators = candidate.facts.get("quantised_operators")
     if candidate.scheme not in ("fp16", "bf16") and operators is not None and not operators:
         reasons.append("the graph has no quantised operators: weights are unpacked and computed in fp32")
     if operators and any(name.startswith("QDQ") for name in operators):

@@ -78,6 +78,11 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
             }
         )
 
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
     def wait_until_ready(self) -> None:
         """Wait until the model is loaded.
 
@@ -96,10 +101,14 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
         return self._receive()
 
     def pause(self) -> None:
-        """Stop the process: it uses no CPU until `resume`."""
-        if not self._is_paused:
-            self._process.send_signal(signal.SIGSTOP)
-            self._is_paused = True
+        """Stop the process, and wait until it has stopped: it uses no CPU until `resume`."""
+        if self._is_paused:
+            return
+        self._process.send_signal(signal.SIGSTOP)
+        seen = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        self._is_paused = True
+        if seen is not None and seen.si_code == os.CLD_STOPPED:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)  # taken note of; an exit is left to Popen
 
     def resume(self) -> None:
         """Let the process go on."""

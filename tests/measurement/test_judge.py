@@ -1,4 +1,4 @@
-"""The whole of judging on tiny real checkpoints: torch, ONNX and INT8 beside each other."""
+"""All of judging, on tiny real checkpoints: torch, ONNX and INT8 beside each other."""
 
 from __future__ import annotations
 
@@ -239,12 +239,8 @@ def test_quality_comes_from_the_cache_and_a_dead_worker_costs_the_others_nothing
     hidden = int8.with_suffix(".hidden")
     int8.rename(hidden)
     try:
-        judgement = judge_three(
-            encoder_pipeline(era_files),
-            specs[1:] + specs[:1],
-            encoder_judgement.run_dir,
-            metrics={"share_of_first": always_first},
-        )
+        own = {"share_of_first": always_first}
+        judgement = judge_three(encoder_pipeline(era_files), specs, encoder_judgement.run_dir, metrics=own)
     finally:
         hidden.rename(int8)
     report = judgement.report
@@ -266,7 +262,7 @@ def test_an_unknown_metric_is_refused_before_any_work(
     bert: Checkpoint, era_files: dict[str, Path], tmp_path: Path
 ) -> None:
     pipeline = encoder_pipeline(era_files, evaluate={"metrics": ["acuracy"]})
-    with pytest.raises(UserError, match="evaluate.metrics: no metric 'acuracy' for sequence-classification"):
+    with pytest.raises(UserError, match=r"evaluate\.metrics: no metric 'acuracy' for sequence-classification"):
         judge_three(pipeline, three_candidates(bert), tmp_path)
 
 

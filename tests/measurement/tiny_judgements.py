@@ -75,7 +75,7 @@ def seal_with_graphs(source: Path, folder: Path, *, task: str, labels: tuple[str
                 stage="onnx",
                 parameters=facts.n_parameters,
                 size_bytes=facts.size_bytes,
-                facts={"quantised_op_counts": facts.quantised_op_counts},
+                facts={"quantised_operators": facts.quantised_op_counts},
             )
         )
     return seal(
