@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UserError,
     )
+    from compressor.measurement.folders import measure
     from compressor.pipeline.run import RunResult, run
     from compressor.runtime.load import CompressedModel, load
     from compressor.schema.report import Report, read_report
@@ -56,6 +57,7 @@ _HOMES = {
         "UnsupportedError",
         "UserError",
     ),
+    "compressor.measurement.folders": ("measure",),
     "compressor.pipeline.run": ("RunResult", "run"),
     "compressor.runtime.load": ("CompressedModel", "load"),
     "compressor.schema.report": ("Report", "read_report"),
@@ -88,6 +90,7 @@ __all__ = [
     "energy",
     "load",
     "load_pipeline",
+    "measure",
     "open_checkpoint",
     "read_report",
     "run",

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "inspect": checkpoints.inspect,
     "predict": checkpoints.predict,
     "generate": checkpoints.generate,
+    "measure": checkpoints.measure,
     "meters": energy.meters,
 }
 ENERGY_COMMANDS: Mapping[str, Callable[..., None]] = {"verify": energy.verify, "calibrate": energy.calibrate}

@@ -1,10 +1,10 @@
-"""`compressor inspect`, `predict` and `generate`: finished checkpoints."""
+"""`compressor inspect`, `predict`, `generate` and `measure`: finished checkpoints."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -89,6 +89,65 @@ def generate(
         return
     for answer in answers:
         print(answer)
+
+
+def measure(
+    folders: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints, model folders or hub names.")
+    ],
+    *,
+    data: Annotated[Path, typer.Option(metavar="FILE", help="Rows to judge on: CSV, JSONL, Parquet or text.")],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="TASK=FILE", help="Where names differ: --column text=sentence"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows in one batch.")] = 8,
+    input_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Measure cost on texts of this length instead of rows as they are.")
+    ] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to generate, for language models.")] = None,
+    threads: Threads = None,
+    profile: Annotated[
+        Literal["smoke", "quick", "standard", "publish"], typer.Option(help="How long to measure.")
+    ] = "quick",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ID", help="Candidate to hold the others against; the first where absent.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Measure quality, speed and energy of models on the same rows.
+
+    Example: compressor measure runs/a/stages/onnx-0123abcd other-model --data rows.jsonl
+    """
+    from compressor.cli.progress import watching
+    from compressor.cli.runs import show_report
+    from compressor.measurement.folders import measure as measure_folders
+    from compressor.spec.evaluation import Target, Workload
+
+    if input_tokens is None:
+        workload = Workload(id="rows", batch=batch, from_data=True, output_tokens=output_tokens)
+    else:
+        workload = Workload(id="texts", batch=batch, input_tokens=input_tokens, output_tokens=output_tokens)
+    with watching(quiet=quiet) as on_event:
+        report = measure_folders(
+            folders,
+            data=str(data),
+            columns=_pairs(columns or []),
+            workloads=[workload],
+            target=Target(threads=threads),
+            profile=profile,
+            baseline=baseline,
+            on_event=on_event,
+        )
+    show_report(report, as_json=as_json)
+
+
+def _pairs(columns: list[str]) -> dict[str, str]:
+    for column in columns:
+        if "=" not in column:
+            raise UserError(f"--column {column!r} is not of the form TASK=FILE", hint="such as --column text=sentence")
+    return dict(column.split("=", 1) for column in columns)
 
 
 def _given(texts: list[str] | None) -> list[str]:

@@ -86,6 +86,10 @@ def test_all_mistakes_as_json(command: Command, tmp_path: Path) -> None:
             ["predict", "nothing"],
             "no text was given: stdin is empty\n  -> give texts as arguments, or one a line on stdin\n",
         ),
+        (
+            ["measure", "nothing", "--data", "rows.jsonl", "--column", "text"],
+            "--column 'text' is not of the form TASK=FILE\n  -> such as --column text=sentence\n",
+        ),
         (["energy", "calibrate"], "no reading was given\n  -> compressor energy calibrate --idle-w 21.5 --full-w 64\n"),
     ],
 )  # fmt: skip

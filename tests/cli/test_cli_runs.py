@@ -117,6 +117,17 @@ def test_predict_labels_texts_in_their_order(command: Command, tiny_bert_dir: Pa
     assert all(answer["label"].startswith("LABEL_") and 1 / 3 <= answer["score"] <= 1 for answer in answers)
 
 
+def test_measure_holds_a_model_against_itself(
+    command: Command, tiny_bert_dir: Path, era_files: dict[str, Path]
+) -> None:
+    rows, options = str(era_files["test"]), ["--profile", "smoke", "--threads", "1", "--json", "--quiet"]
+    done = command("measure", str(tiny_bert_dir), "--data", rows, "--batch", "4", *options)
+    assert done.returncode == 0, done.stderr
+    (candidate,) = json.loads(done.stdout)["candidates"]
+    assert candidate["runtime"] == "torch" and candidate["quality"][0]["n"] == 300
+    assert [row["batch"] for row in candidate["measurements"]] == [4]
+
+
 def test_generate_continues_prompts(command: Command, tiny_gpt2_dir: Path) -> None:
     done = command("generate", str(tiny_gpt2_dir), "The state of", "--max-new-tokens", "3", "--json")
     (answer,) = json.loads(done.stdout)
