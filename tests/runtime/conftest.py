@@ -1,24 +1,25 @@
-"""Small checkpoints with every variant, made by the rooms that make them in earnest."""
+"""Small checkpoints with every variant, made by the rooms that make them in earnest.
+
+Their imports stand inside the functions: pytest may read this file before the network is cut, and the hub's client
+looks at its settings once, when it is imported.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from compressor.checkpoints.manifest import Record, Variant
-from compressor.checkpoints.store import Checkpoint, seal
-from compressor.graphs.export import export_decoder, export_encoder
-from compressor.graphs.quantise import quantise_dynamic
 from compressor.methods.structure import LayerStructure, Structure
-from compressor.methods.surgery import apply_structure, n_parameters
-from compressor.runtime.torch_models import load_module, save_module, task_of
+
+if TYPE_CHECKING:
+    from compressor.checkpoints.manifest import Record
+    from compressor.checkpoints.store import Checkpoint
 
 ERAS = ("before 1865", "1865 to 1944", "since 1945")
-Make = Callable[..., Checkpoint]
 
 UNEVEN = Structure(
     layers_kept=(0, 2, 3),
@@ -38,14 +39,25 @@ def without_groups(structure: Structure) -> Structure:
 
 
 def record() -> Record:
+    from compressor.checkpoints.manifest import Record
+
     return Record(
         stage="test", kind="export", fingerprint="", config={}, inputs={}, data={}, seed=0, versions={}, realised={},
         wall_s=0.0, cpu_s=0.0, energy=None, energy_reason="a test", host={}, created="2026-01-01T00:00:00Z",
     )  # fmt: skip
 
 
-def make_checkpoint(source: Path, folder: Path, *, structure: Structure | None = None) -> Checkpoint:
-    """torch-fp32, onnx-fp32 and onnx-w8a8-dynamic of a model, pruned first where a structure is given."""
+def make_checkpoint(
+    source: Path, folder: Path, *, structure: Structure | None = None, with_onnx: bool = True
+) -> Checkpoint:
+    """torch-fp32 of a model, pruned first where a structure is given; onnx-fp32 and onnx-w8a8-dynamic beside it."""
+    from compressor.checkpoints.manifest import Variant
+    from compressor.checkpoints.store import seal
+    from compressor.graphs.export import export_decoder, export_encoder
+    from compressor.graphs.quantise import quantise_dynamic
+    from compressor.methods.surgery import apply_structure, n_parameters
+    from compressor.runtime.torch_models import load_module, save_module, task_of
+
     module = load_module(source)
     task = task_of(module.config, source)
     labels = None if task.is_decoder else ERAS
@@ -58,14 +70,13 @@ def make_checkpoint(source: Path, folder: Path, *, structure: Structure | None =
     save_module(module, folder, structure=kept)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, folder / name)
-    graph = folder / "onnx" / "model.onnx"
-    (export_decoder if task.is_decoder else export_encoder)(module, graph)
-    quantise_dynamic(graph, folder / "onnx" / "model_int8.onnx")
-    rows = (
-        ("torch-fp32", "model.safetensors", "torch", "fp32"),
-        ("onnx-fp32", "onnx/model.onnx", "onnxruntime", "fp32"),
-        ("onnx-w8a8-dynamic", "onnx/model_int8.onnx", "onnxruntime", "w8a8-dynamic"),
-    )
+    rows = [("torch-fp32", "model.safetensors", "torch", "fp32")]
+    if with_onnx:
+        graph = folder / "onnx" / "model.onnx"
+        (export_decoder if task.is_decoder else export_encoder)(module, graph)
+        quantise_dynamic(graph, folder / "onnx" / "model_int8.onnx")
+        rows.append(("onnx-fp32", "onnx/model.onnx", "onnxruntime", "fp32"))
+        rows.append(("onnx-w8a8-dynamic", "onnx/model_int8.onnx", "onnxruntime", "w8a8-dynamic"))
     variants = [
         Variant(
             id=name, path=path, runtime=runtime, scheme=scheme, stage="test", parameters=n_parameters(module),
@@ -102,13 +113,13 @@ def pruned_llama(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def pruned_gpt2(tiny_gpt2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("pruned-gpt2") / "c"
-    return make_checkpoint(tiny_gpt2_dir, folder, structure=without_groups(UNEVEN))
+    return make_checkpoint(tiny_gpt2_dir, folder, structure=without_groups(UNEVEN), with_onnx=False)
 
 
 @pytest.fixture(scope="session")
 def pruned_bert(tiny_bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("pruned-bert") / "c"
-    return make_checkpoint(tiny_bert_dir, folder, structure=without_groups(UNEVEN))
+    return make_checkpoint(tiny_bert_dir, folder, structure=without_groups(UNEVEN), with_onnx=False)
 
 
 @pytest.fixture

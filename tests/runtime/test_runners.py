@@ -18,8 +18,7 @@ from compressor.runtime.runners import Array, DecoderRunner, Runner, open_runner
 from compressor.runtime.torch_generation import generate_with_transformers
 from compressor.runtime.torch_models import load_module
 
-DECODERS = ("gpt2", "llama", "pruned_gpt2", "pruned_llama")
-ENCODERS = ("bert", "pruned_bert")
+DECODERS = ("gpt2", "llama", "pruned_llama")
 VARIANTS = ("torch-fp32", "onnx-fp32")
 N_NEW = 12
 
@@ -50,11 +49,9 @@ def left_padded(checkpoint: Checkpoint, prompts: list[str]) -> dict[str, Array]:
     return pad(rows, tokenizer.pad_token_id, side="left")
 
 
-@pytest.mark.parametrize("checkpoint", ENCODERS, indirect=True)
-def test_torch_and_onnx_classify_alike(checkpoint: Checkpoint, prompts: list[str]) -> None:
-    tokenizer = load_tokenizer(checkpoint.path)
-    batch = dict(tokenizer(prompts, padding=True, return_tensors="np"))
-    logits = [open_runner(checkpoint, variant, threads=1).forward(batch)["logits"] for variant in VARIANTS]
+def test_torch_and_onnx_classify_alike(bert: Checkpoint, prompts: list[str]) -> None:
+    batch = dict(load_tokenizer(bert.path)(prompts, padding=True, return_tensors="np"))
+    logits = [open_runner(bert, variant, threads=1).forward(batch)["logits"] for variant in VARIANTS]
     assert logits[0].shape == (3, 3)
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
 
@@ -113,7 +110,7 @@ def test_a_state_can_be_used_again_and_reordered(checkpoint: Checkpoint, variant
 
 
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}])
-@pytest.mark.parametrize("checkpoint", ["llama", "pruned_gpt2"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["gpt2", "pruned_llama"], indirect=True)
 def test_transformers_beams_run_over_the_onnx_cache(
     checkpoint: Checkpoint, settings: dict[str, int], prompts: list[str]
 ) -> None:
