@@ -1,0 +1,214 @@
+"""Export: every family equals torch, cached and uncached, padded and not; names and layout are what others expect."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import transformers as hf
+from graph_families import DECODERS, ENCODERS, VOCAB, Exported, build
+from onnx_runs import decode, run, session, texts, torch_logits
+
+from compressor.errors import CheckpointError, StageError, UnsupportedError
+from compressor.graphs.export import export_decoder, export_encoder
+from compressor.graphs.files import file_bytes, load_onnx, save_onnx
+from compressor.graphs.parity import check_parity, compare_logits
+from compressor.methods.structure import LayerStructure, Structure
+from compressor.methods.surgery import apply_structure, read_structure
+
+Get = Callable[[str], Exported]
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+@pytest.mark.parametrize(("batch", "length", "pad"), [(1, 5, 0), (3, 12, 4), (2, 33, 20), (1, 1, 0)])
+def test_an_encoder_equals_torch_at_any_shape(exported: Get, name: str, batch: int, length: int, pad: int) -> None:
+    one = exported(name)
+    feed = texts(batch, length, pad=pad)
+    expected = torch_logits(one.model, feed, *one.result.input_names)
+    check_parity(compare_logits(expected, run(one.path, feed)["logits"]), "fp32")
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_an_encoder_listens_to_its_mask(exported: Get, name: str) -> None:
+    one = exported(name)
+    feed = texts(2, 12, pad=5)
+    unmasked = {**feed, "attention_mask": np.ones_like(feed["attention_mask"])}
+    difference = np.abs(run(one.path, feed)["logits"] - run(one.path, unmasked)["logits"])
+    assert difference[0].max() < 1e-5 < 1e-3 < difference[1].max()
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("bert", ("input_ids", "attention_mask", "token_type_ids")),
+        ("distilbert", ("input_ids", "attention_mask")),
+        ("roberta", ("input_ids", "attention_mask")),
+        ("deberta-v3", ("input_ids", "attention_mask")),
+        ("modernbert", ("input_ids", "attention_mask")),
+    ],
+)
+def test_an_encoder_declares_only_what_its_tokenizer_gives(exported: Get, name: str, inputs: tuple[str, ...]) -> None:
+    assert exported(name).result.input_names == inputs
+    assert exported(name).result.output_names == ("logits",)
+
+
+def test_token_types_go_where_they_belong(exported: Get) -> None:
+    one = exported("bert")
+    feed = texts(2, 9)
+    feed["token_type_ids"][:, 4:] = 1
+    expected = torch_logits(one.model, feed, *one.result.input_names)
+    check_parity(compare_logits(expected, run(one.path, feed)["logits"]), "fp32")
+
+
+def test_hidden_states_and_two_outputs_are_exported_by_name(tmp_path: Path) -> None:
+    config = build("bert").config
+    config.num_labels = 2
+    torch.manual_seed(1)
+    answering = hf.BertForQuestionAnswering(config).eval()
+    result = export_encoder(answering, tmp_path / "qa.onnx", output_names=("start_logits", "end_logits"))
+    assert result.output_names == ("start_logits", "end_logits")
+    feed = texts(2, 7, pad=2)
+    with torch.no_grad():
+        expected = answering(**{name: torch.from_numpy(value) for name, value in feed.items()})
+    outputs = run(result.path, feed)
+    np.testing.assert_allclose(outputs["start_logits"], expected.start_logits, atol=1e-5)
+    np.testing.assert_allclose(outputs["end_logits"], expected.end_logits, atol=1e-5)
+    with pytest.raises(UnsupportedError, match=r"BertForQuestionAnswering has no output logits; it has start_logits"):
+        export_encoder(answering, tmp_path / "no.onnx")
+    assert not (tmp_path / "no.onnx").exists()
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_a_decoder_equals_torch_through_every_cut_of_the_cache(exported: Get, name: str) -> None:
+    one = exported(name)
+    feed = texts(3, 15, pad=3, left=True)
+    feed["position_ids"] = np.maximum(feed["attention_mask"].cumsum(1) - 1, 0)
+    expected = torch_logits(one.model, feed, "input_ids", "attention_mask", "position_ids")
+    for cuts in ([], [9, 10, 11], [1, 5]):  # at once; prefill, two steps and a chunk; a first step of one token
+        logits = decode(one.path, feed, cuts)
+        check_parity(compare_logits(expected, logits, feed["attention_mask"]), "fp32")
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_a_decoder_has_the_names_that_optimum_and_transformers_js_expect(exported: Get, name: str) -> None:
+    inputs = [value.name for value in session(exported(name).path).get_inputs()]
+    assert inputs[:2] == ["input_ids", "attention_mask"]
+    assert inputs[2:6] == [f"past_key_values.{i}.{part}" for i in (0, 1) for part in ("key", "value")]
+    assert inputs[6:] == ["position_ids"]
+    outputs = exported(name).result.output_names
+    assert outputs == ("logits", "present.0.key", "present.0.value", "present.1.key", "present.1.value")
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_file_is_portable_and_tells_nothing_about_the_machine(exported: Get, name: str) -> None:
+    path = exported(name).path
+    model = onnx.load(str(path))
+    assert model.ir_version <= 10
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
+    assert not model.metadata_props and not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert str(Path(torch.__file__).parent.parent).encode() not in path.read_bytes()
+    dims = [[dim.dim_param or dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in model.graph.input]
+    assert dims[0] == ["batch_size", "sequence_length"]
+    if name == "llama":
+        assert dims[1] == ["batch_size", "total_sequence_length"]
+        assert dims[2] == ["batch_size", 2, "past_sequence_length", 8]
+
+
+def test_tied_weights_are_stored_once(exported: Get) -> None:
+    one = exported("llama")
+    tables = [t for t in onnx.load(str(one.path)).graph.initializer if sorted(t.dims) == [32, VOCAB]]
+    assert len(tables) == 1
+
+
+def test_uneven_pruned_models_export_and_equal_torch(tmp_path: Path) -> None:
+    bert = build("bert")
+    shapes = (LayerStructure((0, 2, 3), (0, 2, 3), tuple(range(17))), LayerStructure((1,), (1,), tuple(range(40))))
+    apply_structure(bert, Structure((0, 1), shapes))
+    result = export_encoder(bert, tmp_path / "bert.onnx")
+    feed = texts(3, 11, pad=4)
+    check_parity(compare_logits(torch_logits(bert, feed, *feed), run(result.path, feed)["logits"]), "fp32")
+
+    llama = build("llama")
+    shapes = (LayerStructure((2, 3), (1,), tuple(range(9))), read_structure(llama).layers[1])
+    apply_structure(llama, Structure((0, 1), shapes))
+    result = export_decoder(llama, tmp_path / "llama.onnx")
+    heads = {v.name: v.shape[1] for v in session(result.path).get_inputs() if v.name.endswith(".key")}
+    assert heads == {"past_key_values.0.key": 1, "past_key_values.1.key": 2}
+    feed = texts(2, 9, pad=2, left=True)
+    feed["position_ids"] = np.maximum(feed["attention_mask"].cumsum(1) - 1, 0)
+    expected = torch_logits(llama, feed, "input_ids", "attention_mask", "position_ids")
+    check_parity(compare_logits(expected, decode(result.path, feed, [5, 6]), feed["attention_mask"]), "fp32")
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    hybrid = hf.Lfm2ForCausalLM(
+        hf.Lfm2Config(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            layer_types=["full_attention", "conv"],
+        )
+    )
+    with pytest.raises(UnsupportedError, match=r"Lfm2ForCausalLM keeps a \w+ in layer 1 of its cache"):
+        export_decoder(hybrid, tmp_path / "hybrid.onnx")
+    with pytest.raises(UnsupportedError, match=r"torch.float16 on cpu; export takes fp32"):
+        export_encoder(build("bert").half(), tmp_path / "half.onnx")
+
+    class Branches(hf.BertForSequenceClassification):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:  # type: ignore[override]
+            length = int(attention_mask.sum())  # a number that only the data knows
+            return super().forward(input_ids[:, :length], attention_mask[:, :length])
+
+    with pytest.raises(UnsupportedError, match=r"Branches cannot be exported: \w+"):
+        export_encoder(Branches(build("bert").config).eval(), tmp_path / "branches.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_comes_back_as_it_was(exported: Get, tmp_path: Path) -> None:
+    model = build("distilbert").train()
+    export_encoder(model, tmp_path / "model.onnx")
+    assert model.training
+
+
+def test_large_weights_go_beside_the_graph(exported: Get, tmp_path: Path) -> None:
+    one = exported("llama")
+    path = tmp_path / "model.onnx"
+    save_onnx(load_onnx(one.path), path, external_data_above_bytes=1000)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx_data"]
+    assert file_bytes(path) > path.stat().st_size
+    feed = texts(2, 6)
+    feed["position_ids"] = np.maximum(feed["attention_mask"].cumsum(1) - 1, 0)
+    np.testing.assert_array_equal(decode(path, feed, [4]), decode(one.path, feed, [4]))
+    save_onnx(load_onnx(path), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]  # no stale data file stays behind
+
+
+def test_a_full_disk_leaves_nothing_half_written(exported: Get, tmp_path: Path) -> None:
+    model = load_onnx(exported("bert").path)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the file of the stage before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # the kernel refuses the rest, as a full disk would
+    try:
+        with pytest.raises(StageError, match=r"model.onnx: could not be written \(File too large\)"):
+            save_onnx(model, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"the file of the stage before"
+
+
+def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such ONNX file"):
+        load_onnx(tmp_path / "absent.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"\x08not onnx at all")
+    with pytest.raises(CheckpointError, match=r"broken.onnx: (cannot be read as ONNX|holds an empty ONNX graph)"):
+        load_onnx(tmp_path / "broken.onnx")
