@@ -111,7 +111,9 @@ def run(
         InterruptedRunError: stopped by the user; run the same again to go on.
     """
     emit = on_event or (lambda event: None)
-    validated = pipeline if isinstance(pipeline, Pipeline) else load_pipeline(pipeline, overrides=overrides)
+    if not isinstance(pipeline, Pipeline):
+        pipeline = load_pipeline(pipeline, overrides=overrides, metrics=tuple(metrics or ()))
+    validated = pipeline
     run_dir = Path(out) if out is not None else Path("runs") / validated.name
     validated = put_in_files(validated, run_dir, model=model, tokenizer=tokenizer, data=data)
     check_energy_is_measurable(validated, require=require)
