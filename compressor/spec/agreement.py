@@ -46,10 +46,13 @@ class Parts:
         return TASKS[self.model.task] if self.model else None
 
 
-def parts_of(document: Document) -> Parts:
-    """Each part that is valid by itself."""
+def parts_of(document: Document, pipeline: Pipeline | None) -> Parts:
+    """The parts of a valid pipeline; of one that is not, each part that is valid by itself."""
+    links = links_of(document.value.get("stages"))
+    if pipeline is not None:
+        return Parts(pipeline.model, pipeline.data, pipeline.workloads, pipeline.evaluate, pipeline.goals, links)
     part = {name: _valid(name, document.value) for name in ("model", "data", "workloads", "evaluate", "goals")}
-    return Parts(links=links_of(document.value.get("stages")), **part)
+    return Parts(links=links, **part)
 
 
 def _valid(name: str, values: dict[str, Any]) -> Any:

@@ -56,7 +56,7 @@ def load_pipeline(
         pipeline = Pipeline.model_validate_json(json.dumps(document.value), strict=True)
     except ValidationError as error:
         problems += problems_of(error, document)
-    parts = parts_of(document)
+    parts = parts_of(document, pipeline)
     problems += chain_problems(parts.links, document)
     problems += agreement_problems(parts, document, metrics)
     if pipeline is None or problems:
