@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.render import words
-from compressor.schema.report import Candidate, Measurement, Phase, Report
+from compressor.schema.report import Candidate, GoalResult, Measurement, Phase, Report
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _cost_table(report: Report, workload: str, phase: Phase) -> TextTable:
     kinds = {row.energy.result["kind"] for _, row in found if row.energy.result is not None}
     mark = " (estimated)" if kinds == {"estimated"} else ""
     columns = (
-        "candidate", "runtime", "scheme", "parameters", "MB", metric or "quality", "latency p50", "tokens/s",
+        "candidate", "runs as", "parameters", "MB", metric or "quality", "latency p50", "tokens/s",
         f"CPU-s / {unit}", "x baseline", f"J / {unit}{mark}",
     )  # fmt: skip
     rows = tuple(_cost_row(report, candidate, row, metric) for candidate, row in found)
@@ -57,14 +57,13 @@ def _cost_row(report: Report, candidate: Candidate, row: Measurement, metric: st
     invalid = "" if row.valid else " (not valid)"
     return (
         name_of(report, candidate.id),
-        "ONNX Runtime" if candidate.runtime == "onnxruntime" else "torch",
-        candidate.scheme,
+        f"{'ONNX Runtime' if candidate.runtime == 'onnxruntime' else 'torch'} {candidate.scheme}",
         words.with_unit(candidate.parameters, "").strip(),
         f"{candidate.size_bytes / 1e6:.1f}",
         words.quality(quality),
-        words.seconds(row.latency_s_p50),
+        words.with_unit(row.latency_s_p50, "s"),
         words.significant(row.tokens_per_s),
-        words.seconds(row.cpu_s_per_token, row.cpu_s_per_token_ci95),
+        words.with_unit(row.cpu_s_per_token, "s"),
         "1" if candidate.id == report.baseline else words.ratio(row.cpu_s_per_token_ratio),
         words.energy_per_token(row) + invalid,
     )
@@ -136,8 +135,8 @@ def stage_table(report: Report) -> TextTable | None:
     rows = tuple(
         (
             cost.stage + (" (made before)" if cost.skipped else ""),
-            words.seconds(cost.wall_s),
-            words.seconds(cost.cpu_s),
+            words.with_unit(cost.wall_s, "s"),
+            words.with_unit(cost.cpu_s, "s"),
             words.total_energy(cost.energy),
         )
         for cost in report.stage_costs
@@ -150,13 +149,19 @@ def sentences(report: Report) -> list[tuple[str, list[str]]]:
     winner = report.selected if report.selected is not None else "no candidate"
     parts = [("selected", [f"{winner}: {report.selected_reason}"])]
     if report.goals:
-        parts.append(("goals", [f"{goal.status.replace('_', ' ').upper()}: {goal.text}" for goal in report.goals]))
+        parts.append(("goals", [_goal(goal) for goal in report.goals]))
     if report.verdicts:
         parts.append(("verdicts", [": ".join([one.text, "; ".join(one.reasons)]) for one in report.verdicts]))
     if report.failures:
         parts.append(("failures", [f"{one.where}: {one.error}: {one.text}" for one in report.failures]))
     parts.append(("measured on", [_machine(report)]))
     return parts
+
+
+def _goal(goal: GoalResult) -> str:
+    """The status first, where it is seen."""
+    status = goal.status.replace("_", " ")
+    return f"{status.upper()}: {goal.text.removesuffix(f': {status}')}"
 
 
 def _machine(report: Report) -> str:

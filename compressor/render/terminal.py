@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -23,7 +24,7 @@ def terminal_table(report: Report) -> Group:
 
 
 def _rich(table: TextTable) -> Table:
-    made = Table(title=escape(table.title), title_justify="left")
+    made = Table(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
         made.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
     for row in table.rows:

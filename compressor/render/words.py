@@ -51,27 +51,23 @@ def _prefix(value: float) -> tuple[float, str]:
     return next(((f, p) for f, p in _PREFIXES if abs(value) >= 0.9995 * f), _PREFIXES[-1])
 
 
-def with_interval(value: float, ci: Interval | None, digits: int = 3) -> str:
-    """0.865 (0.851-0.878)."""
+def with_interval(value: float, ci: Interval | None) -> str:
+    """18.2 (17.9-18.5)."""
     if ci is None:
-        return significant(value, digits)
-    return f"{significant(value, digits)} ({significant(ci.low, digits)} to {significant(ci.high, digits)})"
+        return significant(value)
+    return f"{significant(value)} ({span(significant(ci.low), significant(ci.high))})"
 
 
-def seconds(value: float, ci: Interval | None = None) -> str:
-    """Seconds with the prefix that fits, and their interval in the same unit."""
-    factor, prefix = _prefix(value)
-    if ci is None:
-        return with_unit(value, "s")
-    low, high = significant(ci.low / factor), significant(ci.high / factor)
-    return f"{significant(value / factor)} ({low} to {high}) {prefix}s"
+def span(low: str, high: str) -> str:
+    """Two ends, with a dash that cannot be taken for a minus."""
+    return f"{low} to {high}" if low.startswith("-") or high.startswith("-") else f"{low}-{high}"
 
 
 def ratio(value: Ratio | None) -> str:
-    """0.171x (0.168 to 0.175)."""
+    """0.171x (0.168-0.175)."""
     if value is None:
         return NONE
-    band = f" ({significant(value.ci95.low)} to {significant(value.ci95.high)})" if value.ci95 else ""
+    band = f" ({span(significant(value.ci95.low), significant(value.ci95.high))})" if value.ci95 else ""
     return f"{significant(value.value)}x{band}"
 
 
@@ -81,7 +77,7 @@ def quality(row: Quality | None) -> str:
         return NONE
     if row.metric not in ("accuracy", "macro_f1", "top1_agreement"):
         return with_interval(row.value, row.ci95)
-    band = f" ({100 * row.ci95.low:.1f} to {100 * row.ci95.high:.1f})" if row.ci95 else ""
+    band = f" ({span(f'{100 * row.ci95.low:.1f}', f'{100 * row.ci95.high:.1f}')})" if row.ci95 else ""
     return f"{100 * row.value:.1f} %{band}"
 
 
@@ -121,10 +117,10 @@ def total_energy(figure: EnergyFigure) -> str:
 
 
 def estimated_joules(value: float, low: float, high: float, result: dict[str, Any]) -> str:
-    """~1.9 mJ (estimated, 1.3 to 4.3): never without the mark and the band."""
+    """~1.9 mJ (estimated, 1.3-4.3): never without the mark and the band."""
     factor, prefix = _prefix(value)
     mark = "simulated, estimated" if result["provenance"] == "simulated" else "estimated"
-    band = f"{significant(low / factor, 2)} to {significant(high / factor, 2)}"
+    band = span(significant(low / factor, 2), significant(high / factor, 2))
     return f"~{significant(value / factor, 2)} {prefix}J ({mark}, {band})"
 
 

@@ -18,7 +18,7 @@ ROWS = [{"id": "rows", "batch": 8, "from_data": True, "rows": 16}]
 
 @pytest.fixture
 def plain(bert: Checkpoint, tmp_path: Path) -> Path:
-    """The graphs, tokenizer and config of the tiny classifier: a folder without a manifest, and without torch weights."""
+    """The tiny classifier's graphs, tokenizer and config: a folder without manifest and torch weights."""
     folder = tmp_path / "plain"
     shutil.copytree(bert.path, folder, ignore=shutil.ignore_patterns("compressor.json", "*.safetensors"))
     return folder

@@ -122,10 +122,8 @@ def test_a_torch_worker_does_import_torch(bert: Checkpoint, tmp_path: Path) -> N
 
 def test_a_worker_that_cannot_open_its_candidate_says_why(bert: Checkpoint, tmp_path: Path) -> None:
     text = r"q4: CheckpointError: .*no variant 'onnx-w4' here; there are: torch-fp32"
-    with (
-        WorkerProcess(job(bert, "onnx-w4", "q4", 1), tmp_path / "log") as worker,
-        pytest.raises(WorkerDied, match=text),
-    ):
+    absent = job(bert, "onnx-w4", "q4", 1)
+    with WorkerProcess(absent, tmp_path / "log") as worker, pytest.raises(WorkerDied, match=text):
         worker.wait_until_ready()
 
 

@@ -1,0 +1,259 @@
+"""When compressing has paid for itself: N* = E_compress / (e_other - e_winner), in requests and in tokens.
+
+E_compress is the energy of every stage that the winner needed and the other did not, from the stages' own records. The
+saving is paired by round: each round ran both. Where energy is estimated, the band of the model widens the interval,
+once for the cost and once for the saving, although both come from the same machine; the interval is too wide rather
+than too narrow. Judging itself is no part of the cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from compressor import energy
+from compressor.errors import EnergyError
+from compressor.measurement import statistics as st
+from compressor.measurement.costs import resolution_of, rounds_of
+from compressor.measurement.session import Session
+from compressor.measurement.suite import SCRATCH_SUFFIX
+from compressor.schema.report import Candidate, Payback, Phase, StageCost
+from compressor.spec.chain import resolve_sources
+from compressor.spec.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The winner and what it is held against.
+
+    Attributes:
+        winner: whose stages have to be paid for.
+        baseline: the uncompressed reference.
+        alternatives: other candidates that keep the quality goals.
+        baseline_keeps_up: words for the A/A gate.
+    """
+
+    winner: Candidate
+    baseline: Candidate
+    alternatives: tuple[Candidate, ...]
+
+
+def paybacks(
+    compared: Comparison,
+    sessions: Sequence[Session],
+    stage_costs: Sequence[StageCost],
+    *,
+    pipeline: Pipeline,
+    is_shown: bool,
+    seed: int,
+) -> tuple[Payback, ...]:
+    """Break-even of the winner on every workload, against the baseline and the cheapest alternative.
+
+    Args:
+        compared: from the report's candidates.
+        sessions: with their rounds.
+        stage_costs: of the run.
+        pipeline: tells which stages a candidate needed.
+        is_shown: False for a profile that is too short for any claim.
+        seed: of the bootstrap behind the A/A gate.
+    """
+    found = []
+    for session in sessions:
+        winner = compared.winner.id
+        if winner not in session.runs:
+            continue
+        others: list[tuple[Candidate, str]] = []
+        if compared.baseline.id in session.runs:
+            others.append((compared.baseline, "baseline"))
+        cheapest = _cheapest(compared.alternatives, session)
+        if cheapest is not None:
+            others.append((cheapest, "cheapest alternative"))
+        for other, role in others:
+            stages = _stages_of(pipeline, compared.winner) - _stages_of(pipeline, other)
+            gate = _gate(session, compared.baseline.id, seed) if is_shown else math.inf
+            for unit, saving in _savings(session, winner, other.id):
+                text, figures = _break_even(stages, stage_costs, saving, unit, other.id, gate)
+                entry = {"workload": session.prepared.workload.id, "candidate": winner, "against": other.id}
+                entry |= {"role": role, "unit": unit, "text": text}
+                found.append(Payback.model_validate({**entry, "stages": tuple(sorted(stages)), "figures": figures}))
+    return tuple(found)
+
+
+def _stages_of(pipeline: Pipeline, candidate: Candidate) -> frozenset[str]:
+    """Every stage that a candidate needed, teachers included."""
+    sources = resolve_sources(pipeline)
+    teachers = {stage.id: getattr(stage, "teacher", None) for stage in pipeline.stages}
+    needed: set[str] = set()
+    waiting = [candidate.stage.removesuffix(SCRATCH_SUFFIX)]
+    while waiting:
+        id_ = waiting.pop()
+        if id_ in sources and id_ not in needed:
+            needed.add(id_)
+            waiting += [near for near in (sources[id_], teachers[id_]) if near is not None]
+    return frozenset(needed)
+
+
+# Savings -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Joules that one unit saves.
+
+    Attributes:
+        interval: over rounds, and over the model's band where it is estimated; None below three rounds.
+        ratio: the winner's joules over the other's.
+        is_estimated: whether a model made the joules.
+    """
+
+    interval: energy.Interval | None
+    ratio: float
+    is_estimated: bool
+
+
+def _savings(session: Session, winner: str, other: str) -> list[tuple[str, Saving]]:
+    """Units and what one of each saves."""
+    phase: Phase = session.prepared.phase
+    if "decode" in session.runs[winner].turns:
+        units: dict[str, dict[Phase, float]] = {
+            "requests": {
+                phase: session.prepared.tokens / session.prepared.requests,
+                "decode": float(session.prepared.output_tokens[-1]),
+            },
+            "generated tokens": {"decode": 1.0},
+        }
+    else:
+        units = {
+            "requests": {phase: session.prepared.tokens / session.prepared.requests},
+            "input tokens": {phase: 1.0},
+        }
+    return [(unit, _saving(session, winner, other, tokens)) for unit, tokens in units.items()]
+
+
+def _saving(session: Session, winner: str, other: str, tokens: Mapping[Phase, float]) -> Saving:
+    own, base = (_unit_j(session, id_, tokens) for id_ in (winner, other))
+    differences = [theirs - ours for ours, theirs in zip(own.joules, base.joules, strict=True)]
+    bounds = st.mean_interval(differences)
+    ratio = fmean(own.joules) / fmean(base.joules)
+    is_estimated = own.is_estimated or base.is_estimated
+    if bounds is None:
+        return Saving(None, ratio, is_estimated)
+    below, above = base.band
+    low, high = (bound * (above if (bound > 0) == is_high else below) for bound, is_high in zip(bounds, (False, True)))
+    return Saving(energy.Interval(fmean(differences), low, high), ratio, is_estimated)
+
+
+@dataclass(frozen=True)
+class _UnitJoules:
+    """Joules of one unit in each round, and the model's band as multiples of them."""
+
+    joules: tuple[float, ...]
+    band: tuple[float, float]
+    is_estimated: bool
+
+
+def _unit_j(session: Session, candidate: str, tokens: Mapping[Phase, float]) -> _UnitJoules:
+    """Measured where every window was, else from CPU and wall seconds by the model."""
+    rounds = {phase: rounds_of(session.runs[candidate], phase, session.prepared) for phase in tokens}
+    per_round = list(zip(*rounds.values(), strict=True))
+    weights = list(tokens.values())
+    measured = [[one.j_per_token for one in phases] for phases in per_round]
+    known = [
+        sum(n * value for n, value in zip(weights, phases, strict=True) if value is not None)
+        for phases in measured
+        if None not in phases
+    ]
+    if len(known) == len(per_round):
+        return _UnitJoules(tuple(known), (1.0, 1.0), is_estimated=False)
+    joules, lows, highs = [], [], []
+    for phases in per_round:
+        cpu_s = sum(n * one.cpu_s_per_token for n, one in zip(weights, phases, strict=True))
+        wall_s = sum(n * one.wall_s_per_token for n, one in zip(weights, phases, strict=True))
+        low, value, high = energy.estimate_energy(cpu_s=cpu_s, wall_s=wall_s).gross_band
+        assert low is not None and value is not None and high is not None
+        joules.append(value)
+        lows.append(low / value)
+        highs.append(high / value)
+    return _UnitJoules(tuple(joules), (min(lows), max(highs)), is_estimated=True)
+
+
+def _cheapest(alternatives: Sequence[Candidate], session: Session) -> Candidate | None:
+    """The candidate with the fewest CPU-seconds a token over the phases of a session."""
+
+    def cost(candidate: Candidate) -> float:
+        rows = [row.cpu_s_per_token for row in candidate.measurements if row.session == session.id]
+        return math.prod(rows) ** (1 / len(rows))
+
+    there = [one for one in alternatives if any(row.session == session.id for row in one.measurements)]
+    return min(there, key=cost, default=None)
+
+
+def _gate(session: Session, baseline: str, seed: int) -> float:
+    """Largest |log ratio| that the baseline shows against itself in this session; 0 where there is no A/A pair."""
+    phases: list[Phase] = list(session.runs[baseline].turns) if baseline in session.runs else []
+    found = [resolution_of(session, baseline, phase, seed) for phase in phases]
+    return max((one.bound for one in found if one is not None and one.bound is not None), default=0.0)
+
+
+# Break-even ----------------------------------------------------------------------------------------------------------
+
+
+def _break_even(
+    stages: frozenset[str], stage_costs: Sequence[StageCost], saving: Saving, unit: str, against: str, gate: float
+) -> tuple[str, dict[str, int]]:
+    """The sentence, and the numbers where one is shown."""
+    refusal = _refusal(saving, gate)
+    try:
+        cost = _cost(stages, stage_costs)
+        if refusal is not None or saving.interval is None:
+            raise EnergyError(refusal or "no interval")
+        found = energy.break_even(
+            cost, saving.interval, unit=unit, against=against, saving_is_estimated=saving.is_estimated
+        )
+    except EnergyError as error:
+        mark = " (estimated)" if saving.is_estimated else ""
+        return f"no break-even shown{mark} against {against}: {error.message}", {}
+    return str(found), {key: value for key, value in found.to_json().items() if isinstance(value, int)}
+
+
+def _refusal(saving: Saving, gate: float) -> str | None:
+    if math.isinf(gate):
+        return "this profile is too short for any claim"
+    if saving.interval is None:
+        return "fewer than three rounds were measured"
+    if abs(math.log(saving.ratio)) <= gate:
+        return "the difference lies within what the baseline shows against itself in this session"
+    return None
+
+
+def _cost(stages: frozenset[str], stage_costs: Sequence[StageCost]) -> energy.Energy:
+    """Joules of the stages; from CPU and wall seconds where a stage was resumed and its joules were not read.
+
+    Raises:
+        EnergyError: no stage to pay for, a stage whose cost is unknown, or scopes that do not add up.
+    """
+    known = {cost.stage: cost for cost in stage_costs}
+    missing = sorted(stages - set(known))
+    if missing:
+        raise EnergyError(f"what {', '.join(missing)} took is unknown")
+    if not stages:
+        raise EnergyError("it needed no stage that the other did not: there is nothing to pay back")
+    total = energy.sum_energy([_stage_energy(known[id_]) for id_ in sorted(stages)])
+    if isinstance(total, energy.InvalidEnergy):
+        raise EnergyError(f"the cost of compressing was not measured: {total.reason}")
+    return total
+
+
+def _stage_energy(cost: StageCost) -> energy.EnergyResult:
+    if cost.energy.result is not None:
+        return energy.from_json(cost.energy.result)
+    return energy.estimate_energy(cpu_s=cost.cpu_s, wall_s=cost.wall_s)
+
+
+def alternatives_to(
+    winner: str, baseline: str, candidates: Sequence[Candidate], keeps_quality: Callable[[Candidate], bool]
+) -> tuple[Candidate, ...]:
+    """Other candidates that keep the quality goals, exports that were made only to be measured included."""
+    return tuple(one for one in candidates if one.id not in (winner, baseline) and keeps_quality(one))
