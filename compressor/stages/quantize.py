@@ -14,13 +14,14 @@ from compressor.checkpoints.manifest import Variant
 from compressor.checkpoints.store import Checkpoint
 from compressor.errors import UnsupportedError
 from compressor.graphs.facts import GraphFacts
-from compressor.graphs.quantise import convert_fp16, quantise_dynamic, quantise_weights
+from compressor.graphs.quantise import convert_fp16, quantise_dynamic, quantise_static, quantise_weights
 from compressor.runtime.onnx_runner import open_onnx
 from compressor.runtime.runners import n_cores
 from compressor.schema.events import Progress
 from compressor.spec.stages import Quantize, Scheme
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
+from compressor.stages.feeds import calibration_feeds
 from compressor.stages.parity import check_conversion
 from compressor.stages.sealing import Made, seal_variant
 
@@ -42,6 +43,8 @@ PROVIDERS: dict[Scheme, tuple[str, ...]] = {
 }
 """Execution providers with kernels for what a scheme writes."""
 N_STEPS = 2
+STATIC_ROWS = 128
+"""Calibration rows that fix static ranges; percentile and entropy keep all their activations in memory."""
 
 
 def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
@@ -62,7 +65,7 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
         emit(Progress(config.id, "quantise", 0, N_STEPS))
         carry_files(source.path, out_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = _write(config, graph, path)
+        facts = _write(config, source, graph, path, ctx)
         emit(Progress(config.id, "quantise", 1, N_STEPS))
         threads = ctx.target.threads or n_cores()
         reference, candidate = (
@@ -107,7 +110,7 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
     )
 
 
-def _write(config: Quantize, graph: Path, path: Path) -> GraphFacts:
+def _write(config: Quantize, source: Checkpoint, graph: Path, path: Path, ctx: StageContext) -> GraphFacts:
     match config.scheme:
         case "fp16":
             return convert_fp16(graph, path)
@@ -131,10 +134,17 @@ def _write(config: Quantize, graph: Path, path: Path) -> GraphFacts:
                 exclude=config.exclude,
             )
         case "w8a8-static":
-            raise UnsupportedError(
-                "the scheme w8a8-static is not there yet",
-                where=f"stages.{config.id}.scheme",
-                hint="use w8a8-dynamic, which needs no calibration",
+            runner = open_onnx(
+                graph, is_decoder=ctx.task.is_decoder, threads=n_cores(), provider="CPUExecutionProvider", settings={}
+            )
+            return quantise_static(
+                graph,
+                path,
+                feeds=calibration_feeds(runner, source, ctx, STATIC_ROWS),
+                method=config.calibration_method,
+                per_channel=config.per_channel,
+                include_lm_head=config.lm_head,
+                exclude=config.exclude,
             )
         case _:
             assert_never(config.scheme)

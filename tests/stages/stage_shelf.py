@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "export-pruned": {"stage": "export", "from": "prune-heads"},
     "fp16": {"stage": "quantize", "from": "export", "scheme": "fp16"},
     "int8": {"stage": "quantize", "from": "export", "scheme": "w8a8-dynamic"},
+    "static": {"stage": "quantize", "from": "export", "scheme": "w8a8-static"},
     "w8": {"stage": "quantize", "from": "export", "scheme": "w8"},
     "w4": {"stage": "quantize", "from": "export", "scheme": "w4"},
 }  # fmt: skip

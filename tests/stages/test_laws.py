@@ -17,7 +17,7 @@ from compressor.errors import CheckpointError, DataError
 from compressor.runtime.runners import open_runner
 from compressor.runtime.torch_models import load_module
 
-DECODER_CASES = ("model", "finetune", "distill", "prune-heads", "export", "fp16", "int8", "w4")
+DECODER_CASES = ("model", "finetune", "distill", "prune-heads", "export", "fp16", "int8", "static", "w4")
 ALL = [("bert", case) for case in ("model", *CASES)] + [("gpt2", case) for case in DECODER_CASES]
 
 
