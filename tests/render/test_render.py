@@ -25,8 +25,6 @@ MARKED = re.compile(r"~[\d.,]+ [GMkmµn]?J \((simulated, )?estimated, [\d.,]+(-|
 METERED = re.compile(
     r"[\d.,]+ [GMkmµn]?J( \+-[\d.,]+ [GMkmµn]?J)? \([A-Za-z][\w ]+ (package|DRAM|wall|GPU board|SoC)[^)]*\)"
 )
-    r"[\d.,]+ [GMkmµn]?J( \+-[\d.,]+ [GMkmµn]?J)? \([A-Za-z][\w ]+ (package|DRAM|wall|GPU board|SoC)[^)]*\)"
-)
 
 
 def as_terminal(report: Report, width: int = 170) -> str:
