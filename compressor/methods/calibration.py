@@ -152,7 +152,10 @@ def run_layer(
 
 
 class MomentSums:
-    """Adds up Gram, sum and cross moments batch by batch: products in fp32 within a batch, sums in float64."""
+    """Adds up Gram, sum and cross moments batch by batch: products in fp32 within a batch, sums in float64.
+
+    The sums lie on the CPU, wherever the model runs: float64 solves gain nothing from most accelerators.
+    """
 
     def __init__(self) -> None:
         self._gram: Tensor | float = 0.0
@@ -170,13 +173,13 @@ class MomentSums:
             wanted: (B, T, out) what the projection should put out.
         """
         x = inputs[mask].float()  # (n, d)
-        self._gram = self._gram + (x.T @ x).double()
-        self._total = self._total + x.sum(dim=0, dtype=torch.float64)
+        self._gram = self._gram + (x.T @ x).cpu().double()
+        self._total = self._total + x.double().sum(dim=0).cpu()
         self._n_tokens += len(x)
         if wanted is not None:
             y = wanted[mask].float()  # (n, out)
-            self._cross = self._cross + (x.T @ y).double()
-            self._target_total = self._target_total + y.sum(dim=0, dtype=torch.float64)
+            self._cross = self._cross + (x.T @ y).cpu().double()
+            self._target_total = self._target_total + y.double().sum(dim=0).cpu()
 
     def moments(self) -> Moments:
         assert isinstance(self._gram, Tensor) and isinstance(self._total, Tensor), "nothing was added"
@@ -241,7 +244,7 @@ def mask_gradients(model: PreTrainedModel, batches: Iterable[Batch]) -> list[dic
             for number, kind, path in places:
                 module = layers[number].get_submodule(path)
                 width = n_inputs(linear_at(layers[number], path))
-                mask = masks[number, kind] = torch.ones(width, requires_grad=True)
+                mask = masks[number, kind] = torch.ones(width, device=model.device, requires_grad=True)
 
                 def scale(module: nn.Module, positional: tuple[Tensor, ...], mask: Tensor = mask) -> tuple[Tensor, ...]:
                     return (positional[0] * mask.to(positional[0]), *positional[1:])
@@ -260,7 +263,7 @@ def mask_gradients(model: PreTrainedModel, batches: Iterable[Batch]) -> list[dic
                 for handle in handles:
                     handle.remove()
             for place, gradient in zip(masks, gradients, strict=True):
-                rows[place].append(gradient)
+                rows[place].append(gradient.cpu())
     if not next(iter(rows.values()), []):
         raise DataError("there are no calibration batches")
     result: list[dict[str, Tensor]] = [{} for _ in layers]

@@ -194,10 +194,10 @@ def score_options(
         layer, described = layers[number], source.layers[number]
         projection = linear_at(layer, output_paths(adapter)[kind])
         columns = unit_columns(layer, described, kind, adapter)
-        ranking = score_units(
-            importance, weight_of(projection).detach(), moments[number][kind], columns, gradients[number].get(kind)
-        )
-        target = dense_target(moments[number][kind], weight_of(projection).detach(), projection.bias)
+        weight = weight_of(projection).detach().cpu()
+        bias = None if projection.bias is None else projection.bias.detach().cpu()
+        ranking = score_units(importance, weight, moments[number][kind], columns, gradients[number].get(kind))
+        target = dense_target(moments[number][kind], weight, bias)
         options = []
         for count in counts:
             kept = keep_best(ranking, count)
@@ -318,7 +318,7 @@ def _replaced(
     bias: nn.Parameter | None = projection.bias
     old_weight, old_bias = weight_of(projection).detach().clone(), None if bias is None else bias.detach().clone()
     new_weight, new_bias = refit(projection, moments, target, columns, kept, recovery)
-    full = torch.zeros_like(old_weight)
+    full = torch.zeros_like(old_weight, device="cpu")
     full[:, kept_columns(columns, kept)] = new_weight
     with torch.no_grad():
         weight_of(projection).copy_(full)

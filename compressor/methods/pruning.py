@@ -263,14 +263,14 @@ def _prune_sublayer(
     bias: nn.Parameter | None = projection.bias
     columns = unit_columns(run.layer, present, kind, run.adapter)
     scores = score_units(
-        method.importance, weight_of(projection).detach(), sums.moments(), columns, gradients, method.block
+        method.importance, weight_of(projection).detach().cpu(), sums.moments(), columns, gradients, method.block
     )
     kept = keep_best(scores, count)
     weight, new_bias = refit(projection, sums.moments(), sums.target(), columns, kept, method.recovery, method.damping)
     resize_layer(run.layer, kept_layer(present, {kind: kept}), run.adapter)
     with torch.no_grad():
         if kept:
-            set_weight(linear_at(run.layer, path), weight)
+            set_weight(linear_at(run.layer, path), weight.to(projection.weight.device))
         if bias is not None and new_bias is not None:
             bias.copy_(new_bias)
     return kept
@@ -299,7 +299,8 @@ def refit(
     Raises:
         UnsupportedError: "bias" without a bias.
     """
-    weight, bias = weight_of(projection).detach(), projection.bias
+    weight = weight_of(projection).detach().cpu()
+    bias = None if projection.bias is None else projection.bias.detach().cpu()
     chosen = kept_columns(columns, kept)
     kept_weight, kept_moments = weight[:, chosen], moments.select(chosen)
     kept_target = Target(target.cross[chosen], target.total)
