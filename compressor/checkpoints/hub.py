@@ -10,8 +10,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
+    HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -60,22 +59,22 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> tuple[Path
             where=name,
             hint=f"check the name; for a private repository: {_LOGIN}",
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise CheckpointError(
-            "not in the local cache, and the hub cannot be reached",
-            where=at,
-            hint="connect once (and unset HF_HUB_OFFLINE), or give the path of a local folder",
-        ) from error
     except HFValidationError as error:
         raise CheckpointError(f"not a name of a hub repository: {error}", where=name) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
+    except (HTTPError, OSError) as error:  # no network, a busy hub, a snapshot in the cache that is not whole
+        status = _status(error) or _status(error.__cause__)
         raise CheckpointError(
-            f"the hub answered {status or error}",
+            f"the hub answered {status}" if status else "not in the local cache, and the hub cannot be reached",
             where=at,
-            hint="wait a moment and try again (429), or check the token",
+            hint="wait a moment and try again, or set HF_TOKEN"
+            if status
+            else "connect once (and unset HF_HUB_OFFLINE), or give the path of a local folder",
         ) from error
     return Path(snapshot), Path(snapshot).name
+
+
+def _status(error: BaseException | None) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"

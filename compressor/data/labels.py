@@ -45,25 +45,6 @@ def as_class_ids(values: Sequence[Any], feature: Any, labels: tuple[str, ...] | 
     return result
 
 
-def names_in(values: Sequence[Any], feature: Any, where: str) -> tuple[str, ...]:
-    """The classes that these labels speak of: a data set's own names, the sorted names in the rows, or "0" to "n-1".
-
-    Raises:
-        DataError: a label that is neither a name nor an id, or fewer than two classes.
-    """
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
-    values = list(values)
-    is_text = all(isinstance(value, str) for value in values)
-    if is_text and not all(re.fullmatch(r"\d+", value) for value in values):
-        names = tuple(sorted(set(values) - {""}))
-    else:
-        names = tuple(str(index) for index in range(1 + max(as_class_ids(values, feature, None, where), default=-1)))
-    if len(names) < 2:
-        raise DataError(f"all rows have the same label {names}", where=where, hint="a classifier needs two classes")
-    return names
-
-
 def _same_or_generic(names: Sequence[str], labels: Sequence[str]) -> bool:
     """Ids can be used as they are: the names agree in order, or one side has no names worth the word."""
     if len(names) != len(labels):

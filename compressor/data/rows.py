@@ -18,7 +18,7 @@ import datasets
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from compressor.data.labels import as_class_ids, names_in
+from compressor.data.labels import as_class_ids
 from compressor.errors import DataError
 from compressor.spec.sources import DataSource
 from compressor.spec.tasks import Task
@@ -55,19 +55,6 @@ def dataset_from_memory(
         DataError: as `load_rows`, or an object of another kind.
     """
     return _canonical(_from_object(rows, name), name, task, columns, labels)
-
-
-def label_names(source: DataSource, *, task: Task, columns: Mapping[str, str]) -> tuple[str, ...]:
-    """The classes that a source's labels speak of, for a new head: names, or "0" to "n-1" for ids.
-
-    Raises:
-        DataError: as `load_rows`, or labels that are neither names nor ids.
-    """
-    where = source_name(source)
-    dataset = _read(source)
-    column = columns.get("label", "label")
-    _check_columns(dataset, where, {"label": column})
-    return names_in(dataset[column], dataset.features[column], where)
 
 
 def rows_digest(dataset: Dataset) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -246,8 +246,3 @@ def draw_windows(
         raise DataError("no text to draw calibration windows from", where="data.calibration")
     chosen = np.random.default_rng(seed).permutation(len(pool))[:n_windows]
     return [pool[index] for index in sorted(chosen)]
-
-
-def padding_ratio(batch: Mapping[str, np.ndarray]) -> float:
-    """Padded positions / all positions."""
-    return 1.0 - float(batch["attention_mask"].mean())

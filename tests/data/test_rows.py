@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from compressor.data.rows import dataset_from_memory, label_names, load_rows, rows_digest
+from compressor.data.rows import dataset_from_memory, load_rows, rows_digest
 from compressor.errors import DataError
 from compressor.spec.sources import DataSource
 from compressor.spec.tasks import TASKS
@@ -170,17 +170,6 @@ def test_class_names_that_do_not_agree_are_refused() -> None:
         "data in memory: the data set's classes are 0 bad, 1 good, the head's are 0 neg, 1 pos\n"
         "  -> name the head's classes in the data set's words and order: model.labels: [...]"
     )
-
-
-def test_the_classes_for_a_new_head(read: Read, tmp_path: Path) -> None:
-    def names(text: str) -> tuple[str, ...]:
-        Path("n.csv").write_text(text)
-        return label_names(DataSource(path="n.csv"), task=CLASSIFY, columns={})
-
-    read("x.csv", "text,label\na,0\n")  # into the folder
-    assert names("text,label\na,pos\nb,neg\nc,pos\n") == ("neg", "pos")
-    assert names("text,label\na,0\nb,2\n") == ("0", "1", "2")
-    assert "all rows have the same label" in refusal(lambda: names("text,label\na,pos\nb,pos\n"))
 
 
 def test_objects_that_are_no_rows() -> None:
