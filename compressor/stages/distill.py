@@ -141,6 +141,7 @@ def _teacher(
         pad_id=splits.pad_id,
         stage=config.id,
         emit=emit,
+        device=ctx.target.device,
     )  # fmt: skip
 
 

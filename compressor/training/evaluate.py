@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compressor.training.metrics import Metric
-from compressor.training.rows import Row, batches_by_length, model_inputs
+from compressor.training.rows import Row, batches_by_length, model_inputs, on_device
 
 BATCH_ROWS = 32
 
@@ -19,9 +19,10 @@ def evaluate(model: nn.Module, rows: Sequence[Row], *, metric: Metric, pad_id: i
     """The metric over rows, in fp32 and without dropout; the module is left in evaluation mode."""
     model.eval()
     extra = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
+    device = next(model.parameters()).device
     kept, labels = [], []
     for batch in batches_by_length(rows, BATCH_ROWS, pad_id=pad_id):
-        logits = model(**model_inputs(batch), **extra).logits
+        logits = model(**on_device(model_inputs(batch), device), **extra).logits.cpu()
         kept.append(metric.per_row(logits, batch["labels"]).numpy())
         if batch["labels"].dim() == 1:
             labels.append(batch["labels"].numpy())

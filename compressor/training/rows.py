@@ -91,6 +91,11 @@ def model_inputs(batch: Mapping[str, Tensor]) -> Batch:
     return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
+def on_device(batch: Mapping[str, Tensor], device: torch.device | str) -> Batch:
+    """The same batch where the model is."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def batches_by_length(rows: Sequence[Row], batch_size: int, *, pad_id: int) -> Iterator[Batch]:
     """All rows once, longest first (memory runs out at once or never), in batches with next to no padding."""
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]["input_ids"]), number))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoints.files import digest_json
 from compressor.schema.events import Emit, Note, Progress
-from compressor.training.rows import Batch, Row, batches_by_length, model_inputs
+from compressor.training.rows import Batch, Row, batches_by_length, model_inputs, on_device
 
 META = "meta.json"
 BATCH_ROWS = 32
@@ -69,6 +69,7 @@ def ask_teacher(
     pad_id: int,
     stage: str,
     emit: Emit,
+    device: str = "cpu",
 ) -> Teacher:
     """The teacher as a function of a batch, cached on disk where its outputs fit.
 
@@ -87,8 +88,9 @@ def ask_teacher(
         pad_id: the padding token.
         stage: whose events these are.
         emit: takes them.
+        device: where the teacher runs, `cpu` or `cuda`.
     """
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to(device)
     lengths = np.array([len(row["input_ids"]) for row in rows])
     needed = _needed(model, hidden_layers, is_per_token)
     bulky = sum(array.n_bytes(len(rows), int(lengths.sum())) for array in needed if array.is_per_token)
@@ -172,13 +174,15 @@ def _compute(
         for array in arrays
     }
     starts = _starts(lengths)
+    device = next(model.parameters()).device
     wants_hidden = any(array.layer is not None for array in arrays)
     n_done = 0
     for batch in batches_by_length(rows, BATCH_ROWS, pad_id=pad_id):
-        outputs = model(**model_inputs(batch), output_hidden_states=wants_hidden, **_no_cache(model))
+        inputs = on_device(model_inputs(batch), device)
+        outputs = model(**inputs, output_hidden_states=wants_hidden, **_no_cache(model))
         for array in arrays:
             value = outputs.logits if array.layer is None else outputs.hidden_states[array.layer + 1]
-            values = value.float().numpy().astype(array.dtype)  # (B, C) or (B, T, width)
+            values = value.float().cpu().numpy().astype(array.dtype)  # (B, C) or (B, T, width)
             for position, index in enumerate(batch["index"].tolist()):
                 if array.is_per_token:
                     files[array.name][starts[index] : starts[index + 1]] = values[position, : lengths[index]]
@@ -227,7 +231,6 @@ class _Live:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutputs:
-        self.model.to(batch["input_ids"].device)
         outputs = self.model(
             **model_inputs(batch), output_hidden_states=bool(self.hidden_layers), **_no_cache(self.model)
         )
