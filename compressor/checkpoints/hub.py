@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError comes from its HTTP library
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
