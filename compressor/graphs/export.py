@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir
 import torch
+from onnx import helper, numpy_helper
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.export import Dim
@@ -273,7 +275,22 @@ def _export(
     assert program is not None
     program.model.ir_version = min(program.model.ir_version, MAX_IR_VERSION)
     ClearMetadataAndDocStringPass()(program.model)  # stack traces, with paths of the machine that exported
-    return onnx_ir.to_proto(program.model)
+    graph = onnx_ir.to_proto(program.model)
+    _tie_transposed(graph.graph)
+    return graph
+
+
+def _tie_transposed(graph: onnx.GraphProto) -> None:
+    """Store an embedding and the head that is its transpose once: the exporter folds small ones into two matrices."""
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2]
+    for table in [tensor for tensor in matrices if tensor.name in tables]:
+        values = numpy_helper.to_array(table).T
+        for copy in [tensor for tensor in matrices if list(tensor.dims) == list(values.shape)]:
+            if copy.name not in tables and np.array_equal(numpy_helper.to_array(copy), values):
+                graph.node.insert(0, helper.make_node("Transpose", [table.name], [copy.name], perm=[1, 0]))
+                graph.initializer.remove(copy)
+                matrices.remove(copy)
 
 
 def _cause(error: BaseException) -> str:

@@ -54,6 +54,23 @@ def hushed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def disk_errors_named(path: str | Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an error that says which file could not be written.
+
+    Raises:
+        StageError: any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StageError(
+            f"could not be written ({error.strerror or error})",
+            where=str(path),
+            hint="free some disk space or choose another output folder; nothing half-written was left",
+        ) from error
+
+
+@contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it at the end; removed when anything fails (a full disk too).
 
@@ -62,18 +79,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise StageError(
-            f"could not be written ({error.strerror or error})",
-            where=str(path),
-            hint="free some disk space or choose another output folder; nothing half-written was left",
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def save_onnx(

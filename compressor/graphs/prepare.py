@@ -38,7 +38,10 @@ def prepare(path: str | Path, *, include_lm_head: bool, exclude: Collection[str]
     drop_stale_shapes(model)
     if include_lm_head:
         _store_transposed_weights(model.graph)
+    gemms = {f"{node.name}_MatMul": node.name for node in model.graph.node if node.op_type == "Gemm"}
     ONNXModel(model).replace_gemm_with_matmul()  # in place
+    for node in model.graph.node:
+        node.name = gemms.get(node.name, node.name)  # so that it can be left out by the name it had
     return model
 
 

@@ -16,9 +16,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, create_calibrator
+from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 from onnxruntime.transformers.onnx_model import OnnxModel
@@ -26,13 +28,14 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from compressor.errors import DataError, StageError
 from compressor.graphs.embeddings import quantise_embeddings
 from compressor.graphs.facts import GraphFacts, inspect_onnx, quantised_ops
-from compressor.graphs.files import hushed, save_onnx
+from compressor.graphs.files import disk_errors_named, hushed, save_onnx
 from compressor.graphs.prepare import drop_stale_shapes, head_nodes, load_unquantised, prepare, remove_unused
 
 SCHEMES = ("fp16", "w8a8-dynamic", "w8a8-static", "w8", "w4")
 FP16_KEPT_IN_FP32 = (
     *DEFAULT_OP_BLOCK_LIST,
     "LayerNormalization",
+    "Pow",
     "ReduceMean",
     "RMSNormalization",
     "SimplifiedLayerNormalization",
@@ -102,21 +105,21 @@ def quantise_dynamic(
     """
     model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
     kept = [*exclude, *([] if include_lm_head else head_nodes(model.graph))]
-    quantizer = ONNXQuantizer(
-        model,
-        per_channel,
-        reduce_range,
-        QuantizationMode.IntegerOps,
-        False,
-        QuantType.QInt8 if weight_type == "int8" else QuantType.QUInt8,
-        QuantType.QUInt8,
-        None,
-        [],
-        kept,
-        ["MatMul", "Attention"],
-        {"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT, "WeightSymmetric": True},
-    )
-    with hushed():
+    with hushed(), disk_errors_named(out):  # it copies the graph through a temporary folder
+        quantizer = ONNXQuantizer(
+            model,
+            per_channel,
+            reduce_range,
+            QuantizationMode.IntegerOps,
+            False,
+            QuantType.QInt8 if weight_type == "int8" else QuantType.QUInt8,
+            QuantType.QUInt8,
+            None,
+            [],
+            kept,
+            ["MatMul", "Attention"],
+            {"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT, "WeightSymmetric": True},
+        )
         quantizer.quantize_model()
     return _finish(quantizer.model.model, path, out, include_embeddings=include_embeddings, scheme="w8a8-dynamic")
 
@@ -201,27 +204,49 @@ def quantise_static(
     inputs = {node.input[0] for node in model.graph.node if node.name in chosen}
     # shape inference ends at the first fused operator, and the calibrator leaves out what it has no type for
     model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".static-") as folder, hushed():
-        written = Path(folder) / "static.onnx"
-        quantize_static(
+    with hushed(), disk_errors_named(out):
+        ranges = _calibrate(model, rows, _METHODS[method], percentile)
+        quantizer = QDQQuantizer(
             model,
-            written,
-            _Reader(rows),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=nodes,
-            per_channel=per_channel,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=_METHODS[method],
-            extra_options={
-                "CalibPercentile": percentile,
-                "DefaultTensorType": TensorProto.FLOAT,
-                "OpTypesToExcludeOutputQuantization": ["MatMul"],
-            },
+            per_channel,
+            False,
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            ranges,
+            nodes,
+            [],
+            ["MatMul"],
+            {"DefaultTensorType": TensorProto.FLOAT, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
-        return _finish(onnx.load(str(written)), path, out, include_embeddings=False, scheme="w8a8-static")
+        quantizer.quantize_model()
+    return _finish(quantizer.model.model, path, out, include_embeddings=False, scheme="w8a8-static")
+
+
+def _calibrate(
+    model: onnx.ModelProto, feeds: Sequence[Feed], method: CalibrationMethod, percentile: float
+) -> TensorsData:
+    """Ranges of all activations over the feeds.
+
+    ``quantize_static`` would search the entropy threshold over as many bins as there are levels, which leaves one
+    choice: the full range.
+    """
+    with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+        plain = Path(folder) / "model.onnx"
+        save_onnx(model, plain)
+        options: dict[str, float | bool] = {"symmetric": False}
+        if method is not CalibrationMethod.MinMax:
+            options["num_bins"] = 2048
+        if method is CalibrationMethod.Percentile:
+            options["percentile"] = percentile
+        calibrator = create_calibrator(
+            plain,
+            ["MatMul"],
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=method,
+            extra_options=options,
+        )
+        calibrator.collect_data(_Reader(feeds))
+        return calibrator.compute_data()
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
