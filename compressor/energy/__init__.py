@@ -17,7 +17,7 @@ from compressor.energy.calibration import (
 )
 from compressor.energy.counter import minimum_window_s
 from compressor.energy.domain import CounterWindow, Domain, DomainLog, Probe, Provenance, Quantity, Sample, Scope
-from compressor.energy.facility import GridIntensity, HeatPump, Pue, carbon, facility_energy
+from compressor.energy.facility import Assumed, Cooling, GridIntensity, HeatPump, Pue, carbon, facility_energy
 from compressor.energy.figures import (
     EstimatedFigure,
     Figure,
@@ -48,8 +48,10 @@ from compressor.energy.types import (
 from compressor.energy.window import Source, Window, choose_sources, measure
 
 __all__ = [
+    "Assumed",
     "BreakEven",
     "Calibration",
+    "Cooling",
     "CounterWindow",
     "Cpu",
     "Domain",

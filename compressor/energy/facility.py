@@ -114,23 +114,48 @@ class Assumed:
         return f"{self.figure} [{'; '.join(self.assumptions)}]"
 
 
-def facility_energy(energy: Energy, cooling: Cooling) -> Assumed:
+def facility_energy(energy: Energy, cooling: Cooling, *, share: float = 1.0, unit: str | None = None) -> Assumed:
     """``facility_j``: the machine's energy with cooling (and distribution, in a PUE).
+
+    Args:
+        energy: of a window.
+        cooling: what to multiply by.
+        share: of the energy that falls on one unit of work.
+        unit: that unit, for the key: ``facility_j_per_request``.
 
     Raises:
         EnergyError: an impossible cooling figure, or energy without a number.
     """
-    return Assumed(per_unit(energy, 1, "facility_j", factor=cooling.factor), (cooling.assumption,))
+    key = _key("facility_j", unit)
+    return Assumed(per_unit(energy, 1, key, factor=share * cooling.factor), (cooling.assumption,))
 
 
-def carbon(energy: Energy, intensity: GridIntensity, cooling: Cooling | None = None) -> Assumed:
+def carbon(
+    energy: Energy,
+    intensity: GridIntensity,
+    cooling: Cooling | None = None,
+    *,
+    share: float = 1.0,
+    unit: str | None = None,
+) -> Assumed:
     """``gco2e_location`` or ``gco2e_market``; call it once for each, since they are never mixed.
+
+    Args:
+        energy: of a window.
+        intensity: grams for a kilowatt-hour.
+        cooling: what to multiply by before.
+        share: of the energy that falls on one unit of work.
+        unit: that unit, for the key.
 
     Raises:
         EnergyError: a negative factor, an impossible cooling figure, or energy without a number.
     """
     if not intensity.g_per_kwh >= 0:
         raise EnergyError(f"a grid intensity of {intensity.g_per_kwh} g/kWh cannot be")
-    factor = (1.0 if cooling is None else cooling.factor) * intensity.g_per_kwh / J_PER_KWH
+    factor = share * (1.0 if cooling is None else cooling.factor) * intensity.g_per_kwh / J_PER_KWH
     assumptions = (intensity.assumption, "no cooling counted" if cooling is None else cooling.assumption)
-    return Assumed(per_unit(energy, 1, f"gco2e_{intensity.basis}", factor=factor), assumptions)
+    return Assumed(per_unit(energy, 1, _key(f"gco2e_{intensity.basis}", unit), factor=factor), assumptions)
+
+
+def _key(name: str, unit: str | None) -> str:
+    return name if unit is None else f"{name}_per_{unit}"

@@ -27,7 +27,7 @@ class BreakEven:
     """After how many requests or tokens compression has paid for itself.
 
     Attributes:
-        unit: ``requests`` or ``tokens``.
+        unit: ``requests``, ``input tokens`` or ``generated tokens``.
         against: what the compressed model is compared with.
         n: the number; None where none is shown, with `reason`.
         n_low: the earliest that cost and saving allow.
@@ -46,7 +46,7 @@ class BreakEven:
 
     def to_json(self) -> dict[str, int | str | None]:
         """The record's entries; an estimate never stands under the key of a measured one."""
-        key = f"{'est_' if self.is_estimated else ''}break_even_{self.unit}"
+        key = f"{'est_' if self.is_estimated else ''}break_even_{self.unit.replace(' ', '_')}"
         numbers = {key: self.n, f"{key}_low": self.n_low, f"{key}_high": self.n_high}
         return numbers | {"break_even_against": self.against, "break_even_reason": self.reason}
 
@@ -63,7 +63,7 @@ def break_even(cost: Energy, saving_j: Interval, *, unit: str, against: str, sav
     Args:
         cost: gross energy of every stage, added up.
         saving_j: joules that one request or token saves, paired, with its confidence interval.
-        unit: ``requests`` or ``tokens``.
+        unit: ``requests``, ``input tokens`` or ``generated tokens``.
         against: the baseline, or the cheapest alternative candidate.
         saving_is_estimated: whether the saving rests on estimates.
 
