@@ -9,14 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from compressor.measurement.assumed import assumed_figures
 from compressor.measurement.costs import resolution_of
-from compressor.measurement.goals import judge_goal
+from compressor.measurement.goals import is_cost, judge_goal, keeps
+from compressor.measurement.payback import Comparison, alternatives_to, paybacks
 from compressor.measurement.select import select
 from compressor.measurement.session import Session
 from compressor.measurement.suite import CandidateSpec, Suite
 from compressor.measurement.verdicts import find_verdicts
 from compressor.schema.report import Candidate, Failure, GoalResult, Measurement, Quality, Report, StageCost
 from compressor.spec.evaluation import Goal
+from compressor.spec.pipeline import Pipeline
 
 
 def candidate_of(
@@ -61,8 +64,9 @@ def assemble(
     data: dict[str, Any],
     stage_costs: tuple[StageCost, ...],
     failures: tuple[Failure, ...],
+    sessions: Sequence[Session] = (),
 ) -> Report:
-    """Goals, winner and verdicts follow from the figures."""
+    """Goals, winner, verdicts, break-even and carbon follow from the figures."""
     base = next((one for one in candidates if one.id == baseline), None)
 
     def hold(goal: Goal, candidate: Candidate) -> GoalResult:
@@ -99,7 +103,25 @@ def assemble(
         stage_costs=stage_costs,
         failures=failures,
     )
-    return report.model_copy(update={"verdicts": find_verdicts(report)})
+    update: dict[str, Any] = {"verdicts": find_verdicts(report)}
+    if suite.pipeline:
+        pipeline = Pipeline.model_validate(suite.pipeline)
+        shown = [one for one in candidates if one.id in (baseline, selected)]
+        update["facility"], update["carbon"] = assumed_figures(pipeline.energy, shown, stage_costs)
+        if winner is not None and base is not None and winner is not base:
+            quality = [goal for goal in suite.goals if not is_cost(goal)]
+            others = alternatives_to(
+                winner.id, baseline, candidates, lambda one: all(keeps(hold(goal, one)) for goal in quality)
+            )
+            update["payback"] = paybacks(
+                Comparison(winner, base, others),
+                sessions,
+                stage_costs,
+                pipeline=pipeline,
+                is_shown=suite.profile.name != "smoke",
+                seed=suite.seed,
+            )
+    return report.model_copy(update=update)
 
 
 def _unjudged(goal: Goal, reason: str) -> GoalResult:

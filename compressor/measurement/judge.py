@@ -133,6 +133,7 @@ def judge_suite(
         },
         stage_costs=tuple(stage_costs),
         failures=(*failures, *lost, *lost_in_costs, *unresolved),
+        sessions=sessions,
     )
 
 

@@ -32,7 +32,6 @@ class Comparison:
         winner: whose stages have to be paid for.
         baseline: the uncompressed reference.
         alternatives: other candidates that keep the quality goals.
-        baseline_keeps_up: words for the A/A gate.
     """
 
     winner: Candidate
@@ -73,8 +72,8 @@ def paybacks(
         for other, role in others:
             stages = _stages_of(pipeline, compared.winner) - _stages_of(pipeline, other)
             gate = _gate(session, compared.baseline.id, seed) if is_shown else math.inf
-            for unit, saving in _savings(session, winner, other.id):
-                text, figures = _break_even(stages, stage_costs, saving, unit, other.id, gate)
+            for unit, tokens in _units(session, winner).items():
+                text, figures = _break_even(session, winner, other.id, (unit, tokens), stages, stage_costs, gate)
                 entry = {"workload": session.prepared.workload.id, "candidate": winner, "against": other.id}
                 entry |= {"role": role, "unit": unit, "text": text}
                 found.append(Payback.model_validate({**entry, "stages": tuple(sorted(stages)), "figures": figures}))
@@ -106,43 +105,49 @@ class Saving:
         interval: over rounds, and over the model's band where it is estimated; None below three rounds.
         ratio: the winner's joules over the other's.
         is_estimated: whether a model made the joules.
+        scopes: what they cover.
     """
 
     interval: energy.Interval | None
     ratio: float
     is_estimated: bool
+    scopes: tuple[energy.Scope, ...]
 
 
-def _savings(session: Session, winner: str, other: str) -> list[tuple[str, Saving]]:
-    """Units and what one of each saves."""
-    phase: Phase = session.prepared.phase
+def _units(session: Session, winner: str) -> dict[str, dict[Phase, float]]:
+    """Unit -> the tokens that one of it takes in each phase."""
+    prepared = session.prepared
+    row = prepared.tokens / prepared.requests
     if "decode" in session.runs[winner].turns:
-        units: dict[str, dict[Phase, float]] = {
-            "requests": {
-                phase: session.prepared.tokens / session.prepared.requests,
-                "decode": float(session.prepared.output_tokens[-1]),
-            },
+        return {
+            "requests": {prepared.phase: row, "decode": float(prepared.output_tokens[-1])},
             "generated tokens": {"decode": 1.0},
         }
-    else:
-        units = {
-            "requests": {phase: session.prepared.tokens / session.prepared.requests},
-            "input tokens": {phase: 1.0},
-        }
-    return [(unit, _saving(session, winner, other, tokens)) for unit, tokens in units.items()]
+    return {"requests": {prepared.phase: row}, "input tokens": {prepared.phase: 1.0}}
 
 
 def _saving(session: Session, winner: str, other: str, tokens: Mapping[Phase, float]) -> Saving:
+    """What a unit saves, paired by round.
+
+    Raises:
+        EnergyError: joules that noise swallowed, or that are measured for one of the two only.
+    """
     own, base = (_unit_j(session, id_, tokens) for id_ in (winner, other))
+    if own.is_estimated != base.is_estimated or own.scopes != base.scopes:
+        raise EnergyError(f"the joules of {winner} and {other} were not had in the same way")
+    if min(fmean(own.joules), fmean(base.joules)) <= 0:
+        raise EnergyError("noise swallowed the energy of a unit")
     differences = [theirs - ours for ours, theirs in zip(own.joules, base.joules, strict=True)]
-    bounds = st.mean_interval(differences)
     ratio = fmean(own.joules) / fmean(base.joules)
-    is_estimated = own.is_estimated or base.is_estimated
+    bounds = st.mean_interval(differences)
     if bounds is None:
-        return Saving(None, ratio, is_estimated)
-    below, above = base.band
-    low, high = (bound * (above if (bound > 0) == is_high else below) for bound, is_high in zip(bounds, (False, True)))
-    return Saving(energy.Interval(fmean(differences), low, high), ratio, is_estimated)
+        return Saving(None, ratio, own.is_estimated, own.scopes)
+    (low, high), (below, above) = bounds, base.band
+    # The band scales joules: it takes either end away from the value.
+    interval = energy.Interval(
+        fmean(differences), low * (below if low > 0 else above), high * (above if high > 0 else below)
+    )
+    return Saving(interval, ratio, own.is_estimated, own.scopes)
 
 
 @dataclass(frozen=True)
@@ -152,31 +157,36 @@ class _UnitJoules:
     joules: tuple[float, ...]
     band: tuple[float, float]
     is_estimated: bool
+    scopes: tuple[energy.Scope, ...]
 
 
 def _unit_j(session: Session, candidate: str, tokens: Mapping[Phase, float]) -> _UnitJoules:
     """Measured where every window was, else from CPU and wall seconds by the model."""
-    rounds = {phase: rounds_of(session.runs[candidate], phase, session.prepared) for phase in tokens}
-    per_round = list(zip(*rounds.values(), strict=True))
+    run = session.runs[candidate]
+    per_round = list(zip(*(rounds_of(run, phase, session.prepared) for phase in tokens), strict=True))
     weights = list(tokens.values())
-    measured = [[one.j_per_token for one in phases] for phases in per_round]
-    known = [
-        sum(n * value for n, value in zip(weights, phases, strict=True) if value is not None)
-        for phases in measured
-        if None not in phases
+    turns = [turn for phase in tokens for taken in run.turns[phase] for turn in taken]
+    metered = [turn.energy for turn in turns if isinstance(turn.energy, energy.MeasuredEnergy)]
+    if len(metered) == len(turns):
+        joules = tuple(
+            sum(n * (one.j_per_token or 0.0) for n, one in zip(weights, phases, strict=True)) for phases in per_round
+        )
+        return _UnitJoules(joules, (1.0, 1.0), is_estimated=False, scopes=metered[0].scopes)
+    estimates = [
+        energy.estimate_energy(
+            cpu_s=sum(n * one.cpu_s_per_token for n, one in zip(weights, phases, strict=True)),
+            wall_s=sum(n * one.wall_s_per_token for n, one in zip(weights, phases, strict=True)),
+        )
+        for phases in per_round
     ]
-    if len(known) == len(per_round):
-        return _UnitJoules(tuple(known), (1.0, 1.0), is_estimated=False)
-    joules, lows, highs = [], [], []
-    for phases in per_round:
-        cpu_s = sum(n * one.cpu_s_per_token for n, one in zip(weights, phases, strict=True))
-        wall_s = sum(n * one.wall_s_per_token for n, one in zip(weights, phases, strict=True))
-        low, value, high = energy.estimate_energy(cpu_s=cpu_s, wall_s=wall_s).gross_band
+    values, lows, highs = [], [], []
+    for estimate in estimates:
+        low, value, high = estimate.gross_band
         assert low is not None and value is not None and high is not None
-        joules.append(value)
+        values.append(value)
         lows.append(low / value)
         highs.append(high / value)
-    return _UnitJoules(tuple(joules), (min(lows), max(highs)), is_estimated=True)
+    return _UnitJoules(tuple(values), (min(lows), max(highs)), is_estimated=True, scopes=estimates[0].scopes)
 
 
 def _cheapest(alternatives: Sequence[Candidate], session: Session) -> Candidate | None:
@@ -201,19 +211,31 @@ def _gate(session: Session, baseline: str, seed: int) -> float:
 
 
 def _break_even(
-    stages: frozenset[str], stage_costs: Sequence[StageCost], saving: Saving, unit: str, against: str, gate: float
+    session: Session,
+    winner: str,
+    against: str,
+    unit: tuple[str, Mapping[Phase, float]],
+    stages: frozenset[str],
+    stage_costs: Sequence[StageCost],
+    gate: float,
 ) -> tuple[str, dict[str, int]]:
     """The sentence, and the numbers where one is shown."""
-    refusal = _refusal(saving, gate)
+    name, tokens = unit
+    mark = ""
     try:
-        cost = _cost(stages, stage_costs)
+        saving = _saving(session, winner, against, tokens)
+        mark = " (estimated)" if saving.is_estimated else ""
+        refusal = _refusal(saving, gate)
         if refusal is not None or saving.interval is None:
-            raise EnergyError(refusal or "no interval")
+            raise EnergyError(refusal or "fewer than three rounds were measured")
+        cost = _cost(stages, stage_costs)
+        if cost.scopes != saving.scopes:
+            covers = " and ".join(", ".join(scope.words for scope in one) for one in (cost.scopes, saving.scopes))
+            raise EnergyError(f"cost and saving cover different things: {covers}")
         found = energy.break_even(
-            cost, saving.interval, unit=unit, against=against, saving_is_estimated=saving.is_estimated
+            cost, saving.interval, unit=name, against=against, saving_is_estimated=saving.is_estimated
         )
     except EnergyError as error:
-        mark = " (estimated)" if saving.is_estimated else ""
         return f"no break-even shown{mark} against {against}: {error.message}", {}
     return str(found), {key: value for key, value in found.to_json().items() if isinstance(value, int)}
 
@@ -221,8 +243,6 @@ def _break_even(
 def _refusal(saving: Saving, gate: float) -> str | None:
     if math.isinf(gate):
         return "this profile is too short for any claim"
-    if saving.interval is None:
-        return "fewer than three rounds were measured"
     if abs(math.log(saving.ratio)) <= gate:
         return "the difference lies within what the baseline shows against itself in this session"
     return None

@@ -144,6 +144,19 @@ def stage_table(report: Report) -> TextTable | None:
     return TextTable("cost of compressing", ("stage", "wall", "CPU", "energy"), rows)
 
 
+def payback_table(report: Report) -> TextTable | None:
+    """After how much use the energy of compressing has come back; None where there is a winner of no cost."""
+    if not report.payback:
+        return None
+    rows = tuple(
+        (f"{one.workload}, {one.unit}", f"{one.against} ({one.role})", ", ".join(one.stages) or words.NONE, one.text)
+        for one in report.payback
+    )
+    candidate = report.payback[0].candidate
+    notes = ("gross energy of the stages over the energy that one unit saves; measuring is not counted",)
+    return TextTable(f"break-even of {candidate}", ("workload and unit", "against", "to pay back", ""), rows, notes)
+
+
 def sentences(report: Report) -> list[tuple[str, list[str]]]:
     """Headed lists: the winner, goals, verdicts, failures, the machine."""
     winner = report.selected if report.selected is not None else "no candidate"
@@ -152,6 +165,9 @@ def sentences(report: Report) -> list[tuple[str, list[str]]]:
         parts.append(("goals", [_goal(goal) for goal in report.goals]))
     if report.verdicts:
         parts.append(("verdicts", [": ".join([one.text, "; ".join(one.reasons)]) for one in report.verdicts]))
+    for heading, assumed in (("with cooling", report.facility), ("carbon", report.carbon)):
+        if assumed:
+            parts.append((heading, [one.text for one in assumed]))
     if report.failures:
         parts.append(("failures", [f"{one.where}: {one.error}: {one.text}" for one in report.failures]))
     parts.append(("measured on", [_machine(report)]))

@@ -164,6 +164,33 @@ class StageCost(_Record):
     skipped: bool
 
 
+class Payback(_Record):
+    """After how much use the energy of compressing has come back, or why none is shown."""
+
+    workload: str
+    candidate: str
+    against: str
+    role: Literal["baseline", "cheapest alternative"]
+    unit: str
+    """Requests, or input or generated tokens."""
+    stages: tuple[str, ...]
+    """Whose energy has to come back: what the candidate needed and the other did not."""
+    figures: dict[str, int]
+    """As `compressor.energy.BreakEven` names them: `est_...` where something is an estimate; empty if none is shown."""
+    text: str
+
+
+class AssumedFigure(_Record):
+    """Energy times a factor that somebody else published: of the building, or carbon."""
+
+    of: str
+    """What was done: compressing, or a request or token of a candidate."""
+    figures: dict[str, float]
+    """As `compressor.energy` names them: `est_...` for an estimate."""
+    assumptions: tuple[str, ...]
+    text: str
+
+
 class Failure(_Record):
     """A candidate or stage that could not be judged, and why."""
 
@@ -196,6 +223,11 @@ class Report(_Record):
     verdicts: tuple[Verdict, ...]
     stage_costs: tuple[StageCost, ...]
     failures: tuple[Failure, ...]
+    payback: tuple[Payback, ...] = ()
+    facility: tuple[AssumedFigure, ...] = ()
+    """With cooling and distribution, where the pipeline names a PUE or a cooling plant."""
+    carbon: tuple[AssumedFigure, ...] = ()
+    """Location-based, and market-based where the pipeline names that factor too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
 
