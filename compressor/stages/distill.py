@@ -33,8 +33,6 @@ from compressor.training.objective import (
 )
 from compressor.training.teacher import Teacher, ask_teacher
 
-VERSION = 1
-
 
 def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
     """Train the student against the teacher's logits and hidden states (and the labels, where they have a weight).

@@ -24,7 +24,6 @@ from compressor.stages.cost import measure_cost
 from compressor.stages.parity import check_conversion
 from compressor.stages.sealing import Made, seal_variant
 
-VERSION = 1
 VARIANT = "onnx-fp32"
 GRAPH = "onnx/model.onnx"
 N_STEPS = 3

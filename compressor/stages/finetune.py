@@ -13,8 +13,6 @@ from compressor.stages.fitting import fit, open_splits, realised
 from compressor.stages.sealing import Made, seal_module
 from compressor.training.objective import label_loss
 
-VERSION = 1
-
 
 def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
     """Train the source's weights; the state that was best on validation is kept.

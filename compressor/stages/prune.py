@@ -31,7 +31,6 @@ from compressor.stages.sealing import Made, seal_module
 from compressor.training.evaluate import evaluate
 from compressor.training.rows import Batch, Row
 
-VERSION = 1
 IMPORTANCES: dict[str, Importance] = {
     "block_obs": "block_obs", "magnitude": "magnitude", "wanda": "wanda", "flap": "fluctuation", "taylor": "taylor",
     "fisher": "fisher",

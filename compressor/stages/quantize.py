@@ -25,7 +25,6 @@ from compressor.stages.feeds import calibration_feeds
 from compressor.stages.parity import check_conversion
 from compressor.stages.sealing import Made, seal_variant
 
-VERSION = 1
 GRAPHS: dict[Scheme, str] = {
     "fp16": "onnx/model_fp16.onnx",
     "w8a8-dynamic": "onnx/model_int8.onnx",
