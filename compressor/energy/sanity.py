@@ -53,6 +53,31 @@ REFERENCES = {
 }
 
 
+# Below this size, what a call costs besides multiplying decides, and no reference says anything.
+SMALLEST_SCALED = 10_000_000
+_SCALED_FROM = {
+    # Phase -> reference, its parameters, and tokens behind one of its units.
+    "forward": ("bert-base-2vcpu", 110_000_000, 128),
+    "prefill": ("bert-base-2vcpu", 110_000_000, 128),
+    "decode": ("gpt2-fp32-2vcpu", 124_000_000, 1),
+}
+
+
+def reference_for_token(phase: Literal["forward", "prefill", "decode"], parameters: int) -> Reference | None:
+    """The roofline of a model of this size on a CPU, for one token; None where the model is too small for one.
+
+    The work of a token grows with the parameters, so BERT-base (inputs) and GPT-2 (decoding) serve for other sizes.
+    """
+    if parameters < SMALLEST_SCALED:
+        return None
+    name, of_parameters, n_tokens = _SCALED_FROM[phase]
+    base = REFERENCES[name]
+    scale = parameters / of_parameters / n_tokens
+    key = "j_per_generated_token" if phase == "decode" else "j_per_input_token"
+    what = f"{base.what}, scaled to {parameters / 1e6:.0f}M parameters"
+    return Reference(key, base.low * scale, base.high * scale, what, base.source)
+
+
 def check_against(reference: Reference, value_j: float) -> Verdict:
     """Compare a figure with a published range: `warn` outside ten times it, `fail` outside a hundred times."""
     if reference.low / FAIL_FACTOR <= value_j <= reference.high * FAIL_FACTOR:

@@ -23,6 +23,7 @@ from compressor.measurement.answers import Answering, Answers, collect_answers
 from compressor.measurement.assemble import assemble, candidate_of, headline_of, session_records
 from compressor.measurement.costs import measurement_of
 from compressor.measurement.environment import read_environment
+from compressor.measurement.gates import hold_to_gates
 from compressor.measurement.inputs import (
     DECODE_PATH_TOKENS,
     PreparedRows,
@@ -297,8 +298,14 @@ def _measurements(
                 except EnergyError as error:
                     failures.append(Failure(where=spec.id, error=type(error).__name__, text=str(error)))
                 else:
-                    found[spec.id].append(row)
+                    found[spec.id].append(_gated(row, spec, work.suite))
     return found, failures
+
+
+def _gated(row: Measurement, spec: CandidateSpec, suite: Suite) -> Measurement:
+    variant = spec.checkpoint.variant(spec.variant_id)
+    on_cpu = suite.target.device == "cpu"
+    return hold_to_gates(row, scheme=variant.scheme, parameters=variant.parameters, on_cpu=on_cpu)
 
 
 def _source_of(spec: CandidateSpec, candidates: Sequence[CandidateSpec]) -> str | None:
