@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from compressor.energy import Calibration, choose_sources, identify_cpu, minimum_window_s, save_calibration
+from compressor.spec.evaluation import Energy
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/how-energy-is-measured.md"
 
@@ -44,3 +46,10 @@ def test_the_example_with_a_calibration_reads_the_file(tmp_path: Path, monkeypat
     exec(blocks()[1], names)
     assert getattr(names["line"], "dynamic_w") == 40.0  # noqa: B009
     assert names["window"].result.wall_s > 0  # type: ignore[attr-defined]
+
+
+def test_the_factors_of_the_page_are_a_valid_section() -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    section = Energy.model_validate(yaml.safe_load(text)["energy"])
+    assert section.carbon is not None
+    assert (section.pue, section.carbon.market_source) == (1.2, "supply contract")
