@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import checkpoints, energy, pipelines, runs
+from compressor.cli import checkpoints, energy, pipelines, results, runs
 from compressor.errors import CompressorError, InterruptedRunError
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "status": runs.status,
     "report": runs.report,
     "clean": runs.clean,
+    "gate": results.gate,
     "inspect": checkpoints.inspect,
     "predict": checkpoints.predict,
     "generate": checkpoints.generate,

@@ -1,0 +1,65 @@
+"""`compressor gate`: what a finished run is worth to CI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compressor.cli.output import AsJson, print_json, print_rich, say, table
+from compressor.cli.runs import RunFolder
+
+OutFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")]
+
+
+def gate(
+    run: RunFolder,
+    *,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(help="Quality that may be lost: 0.01 is one point (a share, for perplexity).")
+    ] = None,
+    min_reduction: Annotated[float | None, typer.Option(help="Share of the cost to be saved: 0.3 is 30 %.")] = None,
+    metric: Annotated[str, typer.Option(help="The quality that counts.")] = "accuracy",
+    cost: Annotated[str, typer.Option(help="The cost that counts, such as latency_s or size_bytes.")] = "cpu_s_per_token",
+    workload: Annotated[str | None, typer.Option(metavar="ID", help="Where costs count; else the first one.")] = None,
+    phase: Annotated[Literal["forward", "prefill", "decode"] | None, typer.Option(help="And in which phase.")] = None,
+    require: Annotated[Literal["measured"] | None, typer.Option(help="Energy may not be an estimate.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What is not shown fails.")] = False,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Append a Markdown summary.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the selected candidate of a run to limits; exits with 3 when one is not kept.
+
+    Without a limit, the pipeline's own goals count.
+
+    Example: compressor gate runs/minilm-sentiment --max-accuracy-drop 0.01 --min-reduction 0.3 --junit gate.xml
+    """
+    from compressor.integrations import gate as gates
+    from compressor.schema.report import read_report
+
+    report = read_report(run / "report.json" if run.is_dir() else run)
+    checks = gates.check_gate(
+        report,
+        max_accuracy_drop=max_accuracy_drop,
+        min_reduction=min_reduction,
+        metric=metric,
+        cost=cost,
+        workload=workload,
+        phase=phase,
+        require=require,
+    )
+    if junit is not None:
+        junit.write_text(gates.junit(report, checks, strict=strict), encoding="utf-8")
+        say(f"written: {junit}")
+    if summary is not None:
+        with summary.open("a", encoding="utf-8") as file:  # CI servers hand one file to several steps
+            file.write(gates.summary(report, checks, strict=strict))
+        say(f"written: {summary}")
+    if as_json:
+        print_json(gates.to_json(report, checks, strict=strict))
+    else:
+        rows = [(check.name, check.status.replace("_", " "), check.text) for check in checks]
+        print_rich(f"{report.name}: {report.selected or 'nothing'} selected", table(["check", "result", "why"], rows))
+    gates.raise_if_failing(checks, strict=strict)
