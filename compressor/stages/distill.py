@@ -21,7 +21,7 @@ from compressor.schema.events import Emit
 from compressor.spec.stages import Distill
 from compressor.stages.context import DistillInput, StageContext
 from compressor.stages.cost import measure_cost
-from compressor.stages.fitting import Splits, fit, open_splits, realised
+from compressor.stages.fitting import Splits, fit, open_splits, realised, train_settings
 from compressor.stages.sealing import Made, seal_module
 from compressor.training.objective import (
     HiddenTerm,
@@ -32,6 +32,7 @@ from compressor.training.objective import (
     remove_projections,
 )
 from compressor.training.teacher import Teacher, ask_teacher
+from compressor.training.train import n_steps
 
 
 def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
@@ -127,6 +128,8 @@ def _teacher(
     ctx: StageContext,
     emit: Emit,
 ) -> Teacher:
+    settings = train_settings(config.training, ctx)
+    n_rows_per_step = settings.batch_size * settings.gradient_accumulation
     return ask_teacher(
         module,
         splits.train,
@@ -136,6 +139,7 @@ def _teacher(
         hidden_layers=hidden.layer_map if hidden is not None else (),
         is_per_token=ctx.task.is_decoder,
         limit_bytes=int(config.cache_limit_gb * 1e9),
+        n_drawn=n_steps(len(splits.train), settings) * n_rows_per_step,
         pad_id=splits.pad_id,
         stage=config.id,
         emit=emit,

@@ -41,18 +41,9 @@ def open_splits(source: Checkpoint, ctx: StageContext, n_rows: int | None) -> Sp
     return Splits(train_rows(source, ctx, n_rows), validation_rows(source, ctx), pad_id)
 
 
-def fit(
-    module: PreTrainedModel,
-    *,
-    splits: Splits,
-    loss: Loss,
-    training: Training,
-    stage: str,
-    ctx: StageContext,
-    emit: Emit,
-) -> TrainResult:
-    """Train with the pipeline's settings; validation always looks at the task's own loss."""
-    settings = TrainSettings(
+def train_settings(training: Training, ctx: StageContext) -> TrainSettings:
+    """The pipeline's settings as the training room takes them."""
+    return TrainSettings(
         epochs=training.epochs,
         learning_rate=training.learning_rate,
         batch_size=training.batch_size,
@@ -67,6 +58,19 @@ def fit(
         device=ctx.target.device,
         precision=training.precision,
     )
+
+
+def fit(
+    module: PreTrainedModel,
+    *,
+    splits: Splits,
+    loss: Loss,
+    training: Training,
+    stage: str,
+    ctx: StageContext,
+    emit: Emit,
+) -> TrainResult:
+    """Train with the pipeline's settings; validation always looks at the task's own loss."""
     result = train(
         module,
         train_rows=splits.train,
@@ -74,7 +78,7 @@ def fit(
         loss=loss,
         validation_loss=label_loss(is_decoder=ctx.task.is_decoder),
         metric=metric_of(ctx.task),
-        settings=settings,
+        settings=train_settings(training, ctx),
         pad_id=splits.pad_id,
         stage=stage,
         emit=emit,

@@ -66,6 +66,7 @@ def ask_teacher(
     hidden_layers: Sequence[int],
     is_per_token: bool,
     limit_bytes: int,
+    n_drawn: int,
     pad_id: int,
     stage: str,
     emit: Emit,
@@ -75,7 +76,8 @@ def ask_teacher(
 
     Logits of a classifier are always cached (fp32). Outputs with a row per token, hidden states and a language model's
     logits, are cached in fp16 while all of them together stay below `limit_bytes` and leave a tenth of the free disk;
-    else the teacher runs live beside the student, and a `Note` says so.
+    else the teacher runs live beside the student, and a `Note` says so. It also runs live where the student will not
+    see every row even once, since a cache would ask it more than it is going to be asked.
 
     Args:
         model: the teacher; put into evaluation mode.
@@ -85,6 +87,7 @@ def ask_teacher(
         hidden_layers: teacher layers whose outputs are wanted, counted from 0.
         is_per_token: whether the logits are (B, T, V).
         limit_bytes: see above.
+        n_drawn: how many rows training will draw, those that it draws again included.
         pad_id: the padding token.
         stage: whose events these are.
         emit: takes them.
@@ -94,6 +97,8 @@ def ask_teacher(
     lengths = np.array([len(row["input_ids"]) for row in rows])
     needed = _needed(model, hidden_layers, is_per_token)
     bulky = sum(array.n_bytes(len(rows), int(lengths.sum())) for array in needed if array.is_per_token)
+    if bulky and n_drawn < len(rows):
+        return _Live(model, tuple(hidden_layers))
     folder.mkdir(parents=True, exist_ok=True)
     room = min(limit_bytes, int(shutil.disk_usage(folder).free * 0.9))
     if bulky > room:

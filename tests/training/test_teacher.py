@@ -25,6 +25,7 @@ def ask(model: PreTrainedModel, rows: list[Row], folder: Path, **changes: Any) -
         "hidden_layers": (1, 3),
         "is_per_token": False,
         "limit_bytes": 10**9,
+        "n_drawn": 10**6,
         "pad_id": 0,
         "stage": "student",
         "emit": lambda event: None,
@@ -107,3 +108,10 @@ def test_a_classifiers_logits_are_cached_whatever_the_limit(
 ) -> None:
     ask(tiny_bert, era("train", 8), tmp_path, hidden_layers=(), limit_bytes=10)
     assert (tmp_path / "logits.npy").is_file()
+
+
+def test_a_teacher_that_is_asked_about_some_rows_only_is_asked_live(
+    tiny_bert: PreTrainedModel, era: Rows, tmp_path: Path
+) -> None:
+    ask(tiny_bert, era("train", 8), tmp_path, n_drawn=7)
+    assert not list(tmp_path.glob("*.npy"))
