@@ -7,7 +7,8 @@ Every `eval/results/<run>/report.json` becomes a `report.md` beside it, and a RE
 
     <!-- table: <run> <workload> <phase> --> ... <!-- end -->
 
-is filled with that one cost table and its conditions. No figure in either is typed by hand.
+is filled with that one cost table and its conditions. A report with a selected candidate also becomes the model card
+`model_cards/<run>.md`. No figure in any of them is typed by hand.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import re
 import sys
 from pathlib import Path
 
+from compressor.render.card import model_card
 from compressor.render.markdown import markdown, markdown_table
 from compressor.render.tables import cost_tables
 from compressor.schema.report import read_report
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "eval" / "results"
+CARDS = ROOT / "model_cards"
 BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -39,10 +42,19 @@ def block(run: str, workload: str, phase: str) -> str:
 
 def generated() -> dict[Path, str]:
     """Every generated text, by file."""
-    texts = {path.with_suffix(".md"): markdown(read_report(path)) for path in sorted(RESULTS.glob("*/report.json"))}
+    reports = {path: read_report(path) for path in sorted(RESULTS.glob("*/report.json"))}
+    texts = {path.with_suffix(".md"): markdown(report) for path, report in reports.items()}
+    for path, report in reports.items():
+        if report.selected is not None and report.pipeline.get("stages"):
+            texts[CARDS / f"{path.parent.name}.md"] = model_card(report)
     readme = ROOT / "README.md"
     texts[readme] = BLOCK.sub(lambda m: m[1] + block(m[2], m[3], m[4]) + m[5], readme.read_text())
     return texts
+
+
+def orphans(texts: dict[Path, str]) -> list[Path]:
+    """Cards whose report is gone."""
+    return [path for path in sorted(CARDS.glob("*.md")) if path not in texts and path.name != "README.md"]
 
 
 def main() -> int:
@@ -50,12 +62,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a table is out of date")
     check = parser.parse_args().check
-    stale = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
+    texts = generated()
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)}: {'out of date; run python eval/tables.py' if check else 'written'}")
         if not check:
-            path.write_text(generated()[path])
-    return 1 if check and stale else 0
+            path.write_text(texts[path])
+    lost = orphans(texts)
+    for path in lost:
+        print(f"{path.relative_to(ROOT)}: its report is gone; delete it")
+    return 1 if lost or (check and stale) else 0
 
 
 if __name__ == "__main__":

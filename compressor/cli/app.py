@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "schema": pipelines.schema,
     "status": runs.status,
     "report": runs.report,
+    "card": runs.card,
     "clean": runs.clean,
     "gate": results.gate,
     "inspect": checkpoints.inspect,

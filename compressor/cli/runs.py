@@ -1,4 +1,4 @@
-"""`compressor status`, `report` and `clean`: what a run's folder holds."""
+"""`compressor status`, `report`, `card` and `clean`: what a run's folder holds."""
 
 from __future__ import annotations
 
@@ -59,6 +59,33 @@ def report(
 
     markdown.write_text(to_markdown(found), encoding="utf-8")
     say(f"written: {markdown}")
+
+
+def card(
+    run: RunFolder,
+    *,
+    candidate: Annotated[
+        str | None, typer.Option(metavar="ID", help="Whose card; the selected one's if absent.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights; the pipeline's `model.licence` if absent.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file, not to stdout.")] = None,
+) -> None:
+    """Write the model card of a finished run, with the metadata that the Hugging Face hub reads.
+
+    Example: compressor card runs/minilm-sentiment --out README.md
+    """
+    from compressor.render.card import model_card
+    from compressor.schema.report import read_report
+
+    found = read_report(run / "report.json" if run.is_dir() else run)
+    text = model_card(found, candidate=candidate, licence=licence)
+    if out is None:
+        print(text, end="")
+        return
+    out.write_text(text, encoding="utf-8")
+    say(f"written: {out}")
 
 
 def clean(run: RunFolder, *, as_json: AsJson = False) -> None:
