@@ -49,7 +49,7 @@ class RaplMeter:
     name = "rapl"
     label = "RAPL"
 
-    def __init__(self, root: Path = ROOT, *, settle_s: float = 0.05) -> None:
+    def __init__(self, root: Path = ROOT, *, settle_s: float = 0.25) -> None:
         self._root = root
         self._settle_s = settle_s
         self._zones: tuple[_Zone, ...] | None = None
