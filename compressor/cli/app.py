@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "card": runs.card,
     "clean": runs.clean,
     "gate": results.gate,
+    "export-results": results.export_results,
     "inspect": checkpoints.inspect,
     "predict": checkpoints.predict,
     "generate": checkpoints.generate,

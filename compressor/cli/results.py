@@ -1,4 +1,4 @@
-"""`compressor gate`: what a finished run is worth to CI."""
+"""`compressor gate` and `export-results`: a finished run for CI and for other tools."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def gate(
     ] = None,
     min_reduction: Annotated[float | None, typer.Option(help="Share of the cost to be saved: 0.3 is 30 %.")] = None,
     metric: Annotated[str, typer.Option(help="The quality that counts.")] = "accuracy",
-    cost: Annotated[str, typer.Option(help="The cost that counts, such as latency_s or size_bytes.")] = "cpu_s_per_token",
+    cost: Annotated[
+        str, typer.Option(help="The cost that counts, such as latency_s or size_bytes.")
+    ] = "cpu_s_per_token",
     workload: Annotated[str | None, typer.Option(metavar="ID", help="Where costs count; else the first one.")] = None,
     phase: Annotated[Literal["forward", "prefill", "decode"] | None, typer.Option(help="And in which phase.")] = None,
     require: Annotated[Literal["measured"] | None, typer.Option(help="Energy may not be an estimate.")] = None,
@@ -63,3 +65,28 @@ def gate(
         rows = [(check.name, check.status.replace("_", " "), check.text) for check in checks]
         print_rich(f"{report.name}: {report.selected or 'nothing'} selected", table(["check", "result", "why"], rows))
     gates.raise_if_failing(checks, strict=strict)
+
+
+def export_results(
+    run: RunFolder,
+    *,
+    format_: Annotated[
+        str, typer.Option("--format", help="boamps, boamps-training, cyclonedx, spdx, sci or prometheus.")
+    ],
+    out: OutFile = None,
+) -> None:
+    """Write the results of a run in the words of another tool or standard.
+
+    An estimate enters only where it can be called one. No claim of compliance with anything.
+
+    Example: compressor export-results runs/minilm-sentiment --format cyclonedx --out bom.json
+    """
+    from compressor.integrations.exports import export_results as export
+    from compressor.schema.report import read_report
+
+    text = export(read_report(run / "report.json" if run.is_dir() else run), format_)
+    if out is None:
+        print(text, end="")
+        return
+    out.write_text(text, encoding="utf-8")
+    say(f"written: {out}")

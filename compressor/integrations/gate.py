@@ -12,7 +12,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from compressor.errors import GoalError, ProvenanceError, UserError
-from compressor.measurement.goals import LESS_IS_BETTER, Status, find_quality, judge_goal
+from compressor.measurement.goals import LESS_IS_BETTER, Status, judge_goal
 from compressor.schema.report import Candidate, Measurement, Phase, Report
 from compressor.spec.agreement import COSTS, WORKLOAD_COSTS
 from compressor.spec.evaluation import Goal
@@ -63,7 +63,9 @@ def check_gate(
     """
     goals = _goals(report, max_accuracy_drop, min_reduction, metric, cost, workload, phase)
     if not goals and not report.goals and require is None:
-        raise UserError("nothing to check", hint="give --max-accuracy-drop or --min-reduction, or set goals: in the YAML")
+        raise UserError(
+            "nothing to check", hint="give --max-accuracy-drop or --min-reduction, or set goals: in the YAML"
+        )
     if report.selected is None:
         return (Check("selected", "missed", f"no candidate was selected: {report.selected_reason}"),)
     chosen = report.candidate(report.selected)
@@ -179,9 +181,13 @@ def _goals(
         if cost not in COSTS:
             raise UserError(f"there is no cost {cost!r}", hint=f"one of: {', '.join(COSTS)}")
         if not 0 <= min_reduction < 1:
-            raise UserError(f"a reduction of {min_reduction:g} is no share between 0 and 1", hint="0.3 asks for 30 % less")
+            raise UserError(
+                f"a reduction of {min_reduction:g} is no share between 0 and 1", hint="0.3 asks for 30 % less"
+            )
         where = {"workload": workload, "phase": phase} if cost in WORKLOAD_COSTS else {}
-        goals.append((f"{cost} is reduced", Goal.model_validate({"metric": cost, "max_ratio": 1 - min_reduction, **where})))
+        goals.append(
+            (f"{cost} is reduced", Goal.model_validate({"metric": cost, "max_ratio": 1 - min_reduction, **where}))
+        )
     return goals
 
 
