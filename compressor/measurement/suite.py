@@ -94,5 +94,6 @@ def suite_of(pipeline: Pipeline) -> Suite:
         profile=PROFILES[pipeline.energy.profile],
         goals=pipeline.goals,
         leaves=frozenset(stage.id for stage in pipeline.stages if stage.id not in used),
-        pipeline=pipeline.model_dump(mode="json", by_alias=True),
+        # As it was written, without defaults: only so does it read back as a valid pipeline.
+        pipeline=pipeline.model_dump(mode="json", by_alias=True, exclude_unset=True),
     )

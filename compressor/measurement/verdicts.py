@@ -53,7 +53,8 @@ def _judge(report: Report, candidate: Candidate, source: Candidate, rows: Sequen
         return Verdict(kind="saves_disk_only", candidate=candidate.id, text=text, reasons=_figures(rows))
     if not broken and not any(_costs_no_less(row) for row in rows):
         text = f"{name}: no saving over {source.id} is shown here; a longer profile may tell"
-        return Verdict(kind="no_saving_shown", candidate=candidate.id, text=text, reasons=_figures(rows))
+        reasons = (*_figures(rows), *_resolutions(report, rows))
+        return Verdict(kind="no_saving_shown", candidate=candidate.id, text=text, reasons=reasons)
     why = f"it breaks a goal that {source.id} keeps" if broken else f"it costs no less per token than {source.id}"
     reasons = (*broken, *_figures(rows), *(() if cheaper else _technical_reasons(report, candidate)))
     kind = "do_not_quantise"
@@ -65,9 +66,25 @@ def _saves(report: Report, row: Measurement) -> bool:
     ratio = row.cpu_s_per_token_ratio_to_source
     if ratio is None or ratio.ci95 is None or ratio.ci95.high >= 1:
         return False
-    session = report.environment.get("sessions", {}).get(row.session, {})
-    resolution = session.get("aa", {}).get(row.phase, {}).get("resolution")
+    resolution = _resolution(report, row)
     return resolution is None or -math.log(ratio.value) > math.log(resolution)
+
+
+def _resolution(report: Report, row: Measurement) -> float | None:
+    """The factor up to which the baseline differs from itself in this session."""
+    session = report.environment.get("sessions", {}).get(row.session, {})
+    factor: float | None = session.get("aa", {}).get(row.phase, {}).get("resolution")
+    return factor
+
+
+def _resolutions(report: Report, rows: Sequence[Measurement]) -> tuple[str, ...]:
+    """Where A/A alone hides a saving."""
+    found = []
+    for row in rows:
+        factor = _resolution(report, row)
+        if factor is not None:
+            found.append(f"{_place(row)}: the baseline differs from itself by a factor of up to {factor:.2f}")
+    return tuple(found)
 
 
 def _costs_no_less(row: Measurement) -> bool:

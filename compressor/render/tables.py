@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.render import words
@@ -81,8 +81,9 @@ def _headline_metric(report: Report) -> str | None:
 
 def _conditions(row: Measurement, phase: Phase) -> str:
     call = {"forward": "batch", "prefill": "prompt batch with one token out", "decode": "generated token of a batch"}
+    threads = f"{row.threads} thread" + ("s" if row.threads > 1 else "")
     return (
-        f"batch {row.batch}, {row.threads} threads, {row.tokens} real tokens and {row.requests} rows per pass, "
+        f"batch {row.batch}, {threads}, {row.tokens:,} real tokens and {row.requests} rows per pass, "
         f"{row.padding_ratio:.1%} padding; profile {row.profile}, {row.rounds} rounds; latency of one {call[phase]}; "
         "in brackets 95 % intervals"
     )
@@ -107,21 +108,28 @@ def _notes(report: Report, found: Sequence[tuple[Candidate, Measurement]]) -> li
 
 def quality_table(report: Report) -> TextTable | None:
     """Every metric of every candidate; None where nothing was judged."""
-    rows = []
-    for candidate in report.candidates:
-        for row in candidate.quality:
-            paired = words.NONE
-            if row.paired is not None:
-                paired = f"{row.paired.delta:+.4f} ({row.paired.ci95.low:+.4f} to {row.paired.ci95.high:+.4f})"
-                paired += "" if row.paired.p_value is None else f", {row.paired.test} p = {row.paired.p_value:.2g}"
-            settings = ", ".join(f"{key} {_brief(value)}" for key, value in row.settings.items())
-            cells = (name_of(report, candidate.id), row.metric, words.quality(row), f"{row.n:,}", paired, settings)
-            rows.append(cells)
-    if not rows:
+    judged = [(candidate, row) for candidate in report.candidates for row in candidate.quality]
+    if not judged:
         return None
-    columns = ("candidate", "metric", "value", "n", "difference to the baseline", "settings")
-    notes = (f"{report.candidates[0].quality[0].dataset}, test split; in brackets 95 % intervals",)
+    # The first row's settings stand below the table; a row names what differs.
+    first = judged[0][1].settings
+    rows = []
+    for candidate, row in judged:
+        paired = words.NONE
+        if row.paired is not None:
+            paired = f"{row.paired.delta:+.4f} ({row.paired.ci95.low:+.4f} to {row.paired.ci95.high:+.4f})"
+            paired += "" if row.paired.p_value is None else f", {row.paired.test} p = {row.paired.p_value:.2g}"
+        own = _settings({key: value for key, value in row.settings.items() if first.get(key) != value})
+        name = f"{row.metric} ({own})" if own else row.metric
+        rows.append((name_of(report, candidate.id), name, words.quality(row), f"{row.n:,}", paired))
+    columns = ("candidate", "metric", "value", "n", "difference to the baseline")
+    dataset = judged[0][1].dataset
+    notes = (f"{dataset}, test split; {_settings(first)} unless a row says otherwise; in brackets 95 % intervals",)
     return TextTable("quality", columns, tuple(rows), notes)
+
+
+def _settings(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_brief(value)}" for key, value in settings.items())
 
 
 def _brief(value: object) -> str:

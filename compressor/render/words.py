@@ -59,8 +59,8 @@ def with_interval(value: float, ci: Interval | None) -> str:
 
 
 def span(low: str, high: str) -> str:
-    """Two ends, with a dash that cannot be taken for a minus."""
-    return f"{low} to {high}" if low.startswith("-") or high.startswith("-") else f"{low}-{high}"
+    """Two ends, with a dash where it cannot be taken for a minus."""
+    return f"{low} to {high}" if "-" in low + high else f"{low}-{high}"
 
 
 def ratio(value: Ratio | None) -> str:

@@ -12,6 +12,7 @@ import pytest
 from tiny_judgements import (
     Judgement,
     always_first,
+    decoder_pipeline,
     encoder_pipeline,
     judge_three,
     three_candidates,
@@ -22,6 +23,14 @@ from compressor.errors import DataError, UserError
 from compressor.measurement.session import TWIN
 from compressor.schema.events import CandidateMeasured, Progress
 from compressor.schema.report import Candidate, Measurement, read_report, write_report
+from compressor.spec.pipeline import Pipeline
+
+
+def test_the_pipeline_in_a_report_is_a_pipeline(
+    encoder_judgement: Judgement, decoder_judgement: Judgement, sotu_text: dict[str, Path]
+) -> None:
+    Pipeline.model_validate(encoder_judgement.report.pipeline)
+    assert Pipeline.model_validate(decoder_judgement.report.pipeline) == decoder_pipeline(sotu_text)
 
 
 def by_metric(candidate: Candidate, metric: str) -> object:
