@@ -19,15 +19,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import checkpoints, energy, pipelines, results, runs
+from compressor.cli import checkpoints, energy, pipelines, results, runs, setup
 from compressor.errors import CompressorError, InterruptedRunError
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
+    "init": setup.init,
     "run": pipelines.run,
     "validate": pipelines.validate,
     "schema": pipelines.schema,
     "status": runs.status,
     "report": runs.report,
+    "compare": runs.compare,
     "card": runs.card,
     "clean": runs.clean,
     "gate": results.gate,
@@ -37,6 +39,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "generate": checkpoints.generate,
     "measure": checkpoints.measure,
     "meters": energy.meters,
+    "doctor": setup.doctor,
 }
 ENERGY_COMMANDS: Mapping[str, Callable[..., None]] = {"verify": energy.verify, "calibrate": energy.calibrate}
 

@@ -23,7 +23,7 @@ MEASURED = {
     "energy_uncertainty_j": 144.0,
     "energy_net_j": None,
     "net_reason": "not made up",
-    "provenance": "measured_counter",
+    "provenance": "device_counter",
     "meter": "rapl",
     "notes": [],
     "log_sha256": "0",
