@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import energy
-from compressor.errors import EnergyError
+from compressor.errors import EnergyError, ProvenanceError
 from compressor.schema.events import Emit, Event
 
 JOURNAL = "cost.json"
@@ -24,7 +24,7 @@ JOURNAL_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Attempts that were cut short included; energy only where one attempt did it all."""
+    """Attempts that were cut short included; measured energy only where one attempt did it all."""
 
     wall_s: float
     cpu_s: float
@@ -75,26 +75,38 @@ def measure_cost(workdir: Path) -> Iterator[CostMeter]:
     """Time and energy of the work inside; read `meter.cost` afterwards."""
     workdir.mkdir(parents=True, exist_ok=True)
     meter = CostMeter(workdir)
-    window, reason = None, None
-    try:
-        window = energy.measure()
+    sources = _measured_sources()
+    window = energy.Window(sources) if sources else None
+    record, reason = None, None
+    if window is not None:
         window.__enter__()
-    except EnergyError as error:
-        window, reason = None, error.message
     try:
         yield meter
     finally:
         meter.note()
         if window is not None:
             reason = _close(window)
-    record = None
+    wall_s, cpu_s = meter.so_far()
     if window is not None and reason is None:
         if meter.is_resumed:
             reason = "the stage was resumed, and what its earlier attempts drew was not read to the end"
         else:
             record = energy.to_json(window.result)
-    wall_s, cpu_s = meter.so_far()
+    elif window is None:
+        # From the stage's own CPU time, as its wall time resumed or not: the machine's total holds its neighbours'.
+        try:
+            record = energy.to_json(energy.estimate_energy(cpu_s=cpu_s, wall_s=wall_s))
+        except EnergyError as error:
+            reason = error.message
     meter.cost = Cost(wall_s=wall_s, cpu_s=cpu_s, energy=record, energy_reason=reason)
+
+
+def _measured_sources() -> tuple[energy.Source, ...]:
+    """Meters whose readings may be called measured; empty where there is none."""
+    try:
+        return energy.choose_sources(require="measured")
+    except ProvenanceError:
+        return ()
 
 
 def _close(window: energy.Window) -> str | None:
