@@ -7,6 +7,7 @@ function returns the facts of the file it wrote, read back from it.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -63,7 +64,9 @@ def convert_fp16(path: str | Path, out: str | Path) -> GraphFacts:
     model = load_unquantised(path)
     drop_stale_shapes(model)
     converted = OnnxModel(model)
-    with hushed():  # symbolic inference: fused operators need types too, or casts go missing around kept nodes
+    # Symbolic inference, since fused operators need types too, or casts go missing around kept nodes. Where it cannot
+    # finish, ONNX Runtime drops what it has into the working directory: give it one to litter.
+    with hushed(), tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         converted.convert_float_to_float16(
             use_symbolic_shape_infer=True, keep_io_types=True, op_block_list=list(FP16_KEPT_IN_FP32)
         )
