@@ -86,8 +86,19 @@ def validate(pipeline: PipelineFile, *, overrides: Overrides = None, as_json: As
         print(f"{pipeline}: valid, {len(ids)} stages: {', '.join(ids)}")
 
 
-def schema() -> None:
-    """Print the JSON Schema of pipelines, for editors."""
+def schema(
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference for people instead.")] = False,
+) -> None:
+    """Print the JSON Schema of pipelines, for editors.
+
+    Example: compressor schema > pipeline.schema.json
+    """
+    if markdown:
+        from compressor.integrations.reference import pipeline_reference
+
+        print(pipeline_reference(), end="")
+        return
     from compressor.spec.json_schema import pipeline_schema
 
     print(pipeline_schema(), end="")

@@ -1,4 +1,4 @@
-"""The pipeline reference in Markdown, generated from the language's own JSON Schema, so that it cannot be out of date."""
+"""The pipeline reference in Markdown, generated from the language's own JSON Schema, so that it stays true."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ def _references(node: Any) -> list[str]:
 def _section(name: str, part: dict[str, Any]) -> str:
     required = set(part.get("required", ()))
     stage = part["properties"].get("stage", {}).get("const")
-    heading = "The file" if name == TOP else f"{name} (`stage: {stage}`)" if stage else name
-    lines = [f"## {heading}", "", _sentence(part.get("description", "")), ""]
+    about = _sentence(part.get("description", ""))
+    # The heading is the name alone: links between the sections are made from it.
+    lines = [f"## {'The file' if name == TOP else name}", "", f"`stage: {stage}`. {about}" if stage else about, ""]
     lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
     for key, value in part["properties"].items():
         default = "required" if key in required else _default(value)
@@ -103,7 +104,7 @@ def _type(value: dict[str, Any]) -> str:
 
 def _limits(value: dict[str, Any]) -> str:
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    found = [f"{sign} {value[key]:g}" for key, sign in signs.items() if key in value]
+    found = [f"{sign} {value[key]}" for key, sign in signs.items() if key in value]
     return f" {', '.join(found)}" if found else ""
 
 

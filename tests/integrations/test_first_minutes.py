@@ -13,7 +13,7 @@ import pytest
 
 from compressor.errors import CompressorError, UserError
 from compressor.integrations import doctor
-from compressor.integrations.shipped import copy_pipeline, find_shipped, shipped_pipelines, pinned_versions
+from compressor.integrations.shipped import copy_pipeline, find_shipped, pinned_versions, shipped_pipelines
 from compressor.spec.load import load_pipeline
 
 
