@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import load_tokenizer
 from compressor.methods.surgery import n_parameters
-from compressor.schema.events import Emit
+from compressor.schema.events import Emit, Note
 from compressor.spec.stages import Training
 from compressor.stages.context import StageContext
 from compressor.stages.rows import metric_of, pad_id_of, train_rows, validation_rows
+from compressor.training.metrics import Metric
 from compressor.training.objective import label_loss
 from compressor.training.rows import Row
 from compressor.training.train import TrainResult, TrainSettings, train
@@ -85,7 +86,22 @@ def fit(
         workdir=ctx.workdir,
     )
     nn.Module.to(module, "cpu")
+    _tell_if_worse(result, metric_of(ctx.task), stage, emit)
     return result
+
+
+def _tell_if_worse(result: TrainResult, metric: Metric, stage: str, emit: Emit) -> None:
+    """The best of the trained states is kept, even when the untrained one validated better; then that is said."""
+    if result.before is None or result.after is None:
+        return
+    if result.after < result.before if metric.greater_is_better else result.after > result.before:
+        emit(
+            Note(
+                stage,
+                f"validation {metric.name} was {result.before:.4f} before training and is {result.after:.4f} after it: "
+                "train longer, change learning_rate, or leave this stage out",
+            )
+        )
 
 
 def realised(module: PreTrainedModel, result: TrainResult, splits: Splits) -> dict[str, Any]:

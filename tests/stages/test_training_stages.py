@@ -203,3 +203,19 @@ def test_bf16_trains_and_leaves_fp32_weights(bert: Shelf, tmp_path: Path) -> Non
     made = run_here(config, StageInputs(bert.get("model")), tmp_path / "out", ctx)
     assert made.content.variants[0].facts["dtypes"] == ["float32"]
     assert made.digest != bert.get("model").digest
+
+
+def test_a_training_that_made_things_worse_is_said(gpt2: Shelf, tmp_path: Path, events: list[Event]) -> None:
+    trained = gpt2.get("finetune")
+    config = stage_config(
+        "worse", {"stage": "finetune", "training": {**SHORT, "learning_rate": 0.1, "warmup_ratio": 0}}
+    )
+    ctx = make_context(gpt2.task, gpt2.data, tmp_path / "work", emit=events.append)
+    made = run_here(config, StageInputs(trained), tmp_path / "out", ctx)
+    before, after = (made.record.realised["validation"][when] for when in ("before", "after"))
+    assert before == pytest.approx(trained.record.realised["validation"]["after"], rel=1e-5)
+    assert after > before
+    (said,) = (event.text for event in events if isinstance(event, Note))
+    assert said.startswith(
+        f"validation token_perplexity was {before:.4f} before training and is {after:.4f} after it: "
+    )
