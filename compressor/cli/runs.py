@@ -1,15 +1,18 @@
-"""`compressor status`, `report`, `card` and `clean`: what a run's folder holds."""
+"""`compressor status`, `report`, `compare`, `card` and `clean`: what a run's folder holds."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compressor.cli.output import AsJson, megabytes, print_json, print_rich, say, table
+from compressor.errors import UserError
 
 if TYPE_CHECKING:
+    from compressor.render.page_figures import StageRecord
     from compressor.schema.report import Report
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/smoke.")]
@@ -43,22 +46,71 @@ def report(
     run: RunFolder,
     *,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write Markdown to this file instead.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with figures, for offline use.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the report of a finished run.
 
-    Example: compressor report runs/minilm-sentiment --markdown report.md
+    Example: compressor report runs/minilm-sentiment --html report.html
     """
     from compressor.schema.report import read_report
 
     found = read_report(run / "report.json" if run.is_dir() else run)
-    if markdown is None:
+    if markdown is None and html is None:
         show_report(found, as_json=as_json)
-        return
-    from compressor.render import markdown as to_markdown
+    if markdown is not None:
+        from compressor.render import markdown as to_markdown
 
-    markdown.write_text(to_markdown(found), encoding="utf-8")
-    say(f"written: {markdown}")
+        markdown.write_text(to_markdown(found), encoding="utf-8")
+        say(f"written: {markdown}")
+    if html is not None:
+        from compressor.render.page import page
+
+        html.write_text(page(found, records=_stage_records(run)), encoding="utf-8")
+        say(f"written: {html}")
+
+
+def _stage_records(run: Path) -> dict[str, StageRecord]:
+    """What the manifests of a run's stages add to its report; none where only the report is there."""
+    from compressor.checkpoints.store import open_checkpoint
+    from compressor.pipeline.status import status as read_status
+    from compressor.render.page_figures import StageRecord
+
+    if not (run / "run.json").is_file():
+        return {}
+    records = {}
+    for line in read_status(run).steps:
+        folder = None if line.state.folder is None else run / line.state.folder
+        if folder is not None and folder.is_dir():
+            checkpoint = open_checkpoint(folder, verify=False)
+            records[line.state.id] = StageRecord(
+                line.state.id,
+                tuple(checkpoint.record.realised.get("history") or ()),
+                checkpoint.content.structure,
+                json.loads((folder / "config.json").read_text(encoding="utf-8")),
+            )
+    return records
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs, or their reports.")],
+    *,
+    html: Annotated[Path, typer.Option(metavar="FILE", help="Write the page to this file.")],
+) -> None:
+    """Write one page that shows several runs side by side.
+
+    Example: compressor compare runs/minilm-sentiment runs/smoke --html compared.html
+    """
+    from compressor.render.page import page
+    from compressor.schema.report import read_report
+
+    if len(runs) < 2:
+        raise UserError("one run has nothing to be compared with", hint="name two or more")
+    found = [read_report(run / "report.json" if run.is_dir() else run) for run in runs]
+    html.write_text(page(*found), encoding="utf-8")
+    say(f"written: {html}")
 
 
 def card(

@@ -1,0 +1,165 @@
+"""The report page: offline, escaped, with a text for every figure, and drawn by a real browser."""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("plotly", reason="the page needs the extra [page]")
+
+from test_render import JOULES, unmarked_joules
+
+from compressor.render.page import chain_of, page
+from compressor.render.page_figures import Point, StageRecord, dominated, kept_structure, plotly_js
+from compressor.schema.report import Quality, Report, read_report
+
+HERE = Path(__file__).parent
+REPORT = read_report(HERE / "smoke_report.json")
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--enable-logging=stderr", "--virtual-time-budget=8000"),
+)
+CONFIG = {"num_attention_heads": 4, "intermediate_size": 256}
+KEPT = {"n_heads": 2, "n_kv_heads": 2, "ffn_width": 128, "skip": []}
+HISTORY = (
+    {"step": 1.0, "loss": 1.0},
+    {"step": 2.0, "loss": 0.5},
+    {"step": 2.0, "validation_loss": 0.7, "validation_accuracy": 0.5},
+)
+RECORDS = {
+    "model": StageRecord("model", config=CONFIG),
+    "teacher": StageRecord("teacher", history=HISTORY, config=CONFIG),
+    "pruned": StageRecord("pruned", structure={"layers_kept": "0", "layers": [KEPT]}, config=CONFIG),
+}
+PAGE = page(REPORT, records=RECORDS)
+
+
+def without_script(text: str) -> str:
+    return re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
+
+
+def text_of(source: str) -> str:
+    """What a reader sees, with the text alternatives."""
+    said = " ".join(re.findall(r'aria-label="([^"]*)"', source))
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", without_script(source)) + " " + said))
+
+
+def test_every_joule_says_where_it_comes_from() -> None:
+    for source in (PAGE, page(REPORT, REPORT)):
+        assert len(JOULES.findall(text_of(source))) >= 10
+        assert unmarked_joules(text_of(source)) == []
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    source = PAGE.replace(plotly_js(), "")
+    assert len(PAGE) - len(source) == len(plotly_js()), "plotly.js is inside exactly once"
+    assert "default-src 'none'" in source
+    assert re.findall(r'(?:src|href)="[^"#]', source) == []
+
+
+def test_the_page_has_every_part() -> None:
+    headings = re.findall(r"<h2>(.*?)</h2>", PAGE)
+    assert headings == [
+        "Goals and verdicts",
+        "Step by step",
+        "Quality against cost",
+        "Cost of use",
+        "Quality",
+        "Training",
+        "Kept structure",
+        "Cost of compressing, and when it comes back",
+        "Every setting and version",
+    ]
+    seen = text_of(PAGE)
+    for text in ("0.109x", "48.7 %", "MET", "2 of 4", "128 of 256", "stages.student.losses.logits.temperature 2.0"):
+        assert text in seen
+
+
+def test_every_figure_has_a_text_and_a_table() -> None:
+    figures = re.findall(r"<figure>.*?</figure>", PAGE, flags=re.DOTALL)
+    assert len(figures) == 6
+    for figure in figures:
+        said = re.search(r'role="img" aria-label="([^"]{40,})"', figure)
+        assert said is not None and f"<p>{said[1]}</p>" in figure
+        assert "<table>" in figure and 'scope="col"' in figure and 'scope="row"' in figure
+
+
+def test_what_a_report_says_is_never_markup() -> None:
+    evil = "</script><img src=x onerror=alert(1)>"
+    candidates = tuple(one.model_copy(update={"id": evil if one.id == "fp16" else one.id}) for one in REPORT.candidates)
+    report = REPORT.model_copy(update={"name": evil, "model": evil, "candidates": candidates})
+    assert evil not in page(report)
+    assert "<img" not in page(report).replace(plotly_js(), "")
+
+
+def test_the_chain_leads_from_the_baseline_to_the_winner() -> None:
+    ids = ["teacher", "teacher@onnx", "student@onnx", "pruned@onnx", "onnx", "int8"]
+    assert [one.id for one in chain_of(REPORT)] == ids
+
+
+@pytest.mark.parametrize("change", [{"selected": None}, {"pipeline": {}}, {"candidates": (), "selected": None}])
+def test_a_report_with_little_in_it_still_has_a_page(change: dict[str, object]) -> None:
+    assert "</html>" in page(REPORT.model_copy(update=change))
+
+
+def point(cost: float, value: float, metric: str = "accuracy") -> Point:
+    row = Quality(metric=metric, dataset="d", split="test", value=value, ci95=None, n=1, paired=None)
+    return Point(f"{cost}", row, cost, None)
+
+
+def test_dominated_is_no_better_in_anything_and_worse_in_something() -> None:
+    assert dominated([point(1, 0.9), point(2, 0.95), point(3, 0.95), point(2, 0.8)]) == [False, False, True, True]
+    assert dominated([point(1, 0.9), point(1, 0.9)]) == [False, False]
+    assert dominated([point(1, 20, "token_perplexity"), point(2, 30, "token_perplexity")]) == [False, True]
+
+
+def test_kept_structure_counts_a_skipped_part_as_nothing() -> None:
+    record = StageRecord("p", structure={"layers_kept": "0", "layers": [{**KEPT, "skip": ["attention"]}]})
+    drawn = kept_structure(record, CONFIG)
+    assert drawn is not None
+    assert drawn.table.rows == (("layer 0", "0 of 4", "0 of 4", "128 of 256"),)
+    assert kept_structure(record, {"hidden_size": 3}) is None
+
+
+def test_two_runs_are_compared_by_ratios_to_their_own_baseline() -> None:
+    other = REPORT.model_copy(update={"name": "second"})
+    seen = text_of(page(REPORT, other))
+    assert "smoke and second" in seen
+    assert "absolute costs of two sessions are not comparable" in seen
+    assert "second: int8 (selected)" in seen
+
+
+def browse(tmp_path: Path, source: str, *flags: str) -> tuple[str, str]:
+    """The page's elements after its scripts have run, and what the browser logged."""
+    file = tmp_path / "page.html"
+    file.write_text(source, encoding="utf-8")
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no /usr/bin/chromium: the page is not drawn here")
+def test_chromium_draws_every_figure_without_an_error_and_nothing_hangs_over(tmp_path: Path) -> None:
+    probe = (
+        "<script>addEventListener('load', () => setTimeout(() => {"
+        "document.body.dataset.over = document.documentElement.scrollWidth - innerWidth;"
+        "document.body.dataset.wide = innerWidth;"
+        "document.body.dataset.dark = matchMedia('(prefers-color-scheme: dark)').matches}, 500))</script></body>"
+    )
+    source = PAGE.replace("</body>", probe)
+    dom, log = browse(tmp_path, source, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
+    assert "CONSOLE" not in log
+    drawn = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
+    assert len(re.findall(r'class="[^"]*js-plotly-plot', drawn)) == 6
+    assert int(re.search(r'data-over="(-?\d+)"', drawn)[1]) <= 0  # type: ignore[index]
+    assert 'data-dark="true"' in drawn
+
+
+def test_equal_reports_give_equal_pages() -> None:
+    assert page(Report.model_validate_json(REPORT.model_dump_json(by_alias=True)), records=RECORDS) == PAGE
