@@ -14,6 +14,7 @@ from compressor.integrations.energy_facts import (
     TRAINING_KINDS,
     Amount,
     chosen,
+    grid_factor,
     inference,
     making,
     training_activity,
@@ -162,10 +163,10 @@ def _consumption(report: Report, activity: str, what: str, energy: Amount) -> di
         ],
         "activityEnergyCost": cost,
     }
-    carbon = (report.pipeline.get("energy") or {}).get("carbon")
+    carbon = grid_factor(report)
     if carbon is not None:
-        entry["co2CostEquivalent"] = {"value": energy.kwh * carbon["g_per_kwh"] / 1e6, "unit": "tCO2eq"}
-        factor = f"{carbon['g_per_kwh']:g} g/kWh, {carbon['region']} {carbon['year']} ({carbon['source']})"
+        entry["co2CostEquivalent"] = {"value": energy.kwh * carbon.g_per_kwh / 1e6, "unit": "tCO2eq"}
+        factor = f"{carbon.g_per_kwh:g} g/kWh, {carbon.region} {carbon.year} ({carbon.source})"
         properties.append(_property("carbon-factor", factor))
     return {**entry, "properties": properties}
 

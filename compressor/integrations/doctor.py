@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 
 from compressor.energy import choose_sources
-from compressor.errors import CompressorError
+from compressor.errors import EnergyError, ProvenanceError
 from compressor.integrations.shipped import pinned_versions
 from compressor.measurement.environment import FLAGS_THAT_MATTER, read_cpu_flags
 
@@ -146,9 +146,9 @@ def energy_meters(root: Path) -> Finding:
     """Whether a window here would be measured."""
     try:
         sources = choose_sources(require="measured", root=root)
-    except CompressorError:
+    except (EnergyError, ProvenanceError) as error:
         text = "none can be read: energy will be an estimate from CPU time, and is called one everywhere"
-        return Finding("energy meters", "warn", text, "compressor meters")
+        return Finding("energy meters", "warn", text, error.hint or "compressor meters")
     return Finding("energy meters", "ok", ", ".join(source.meter.label for source in sources))
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from compressor.errors import UserError
 from compressor.schema.report import Candidate, EnergyFigure, Measurement, Report
 from compressor.spec.chain import MODEL, links_of
+from compressor.spec.evaluation import Carbon
 
 J_PER_KWH = 3.6e6
 TRAINING_KINDS = ("finetune", "distill")
@@ -127,6 +128,12 @@ def training_activity(report: Report) -> Literal["training", "fine-tuning"]:
     """Weights that were drawn at random are trained; weights that were there are fine-tuned."""
     model = report.pipeline.get("model", {})
     return "training" if model.get("config") is not None else "fine-tuning"
+
+
+def grid_factor(report: Report) -> Carbon | None:
+    """Carbon of a kilowatt-hour, where the pipeline names it."""
+    given = (report.pipeline.get("energy") or {}).get("carbon")
+    return None if given is None else Carbon.model_validate(given)
 
 
 def inference(candidate: Candidate) -> list[Inference]:

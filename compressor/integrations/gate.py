@@ -204,7 +204,10 @@ def _check_workload(report: Report, workload: str | None) -> None:
 
 
 def _first_workload(report: Report) -> str:
-    return str(report.pipeline["workloads"][0]["id"])
+    """The pipeline's; of folders that were measured without a pipeline, the one that was measured first."""
+    if report.pipeline.get("workloads"):
+        return str(report.pipeline["workloads"][0]["id"])
+    return next((row.workload for candidate in report.candidates for row in candidate.measurements), "")
 
 
 def _held(report: Report, chosen: Candidate, name: str, goal: Goal) -> Check:

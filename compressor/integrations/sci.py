@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressor.integrations.energy_facts import PER_REQUESTS, Inference, chosen, inference
+from compressor.integrations.energy_facts import PER_REQUESTS, Inference, chosen, grid_factor, inference
 from compressor.schema.report import Report
 
 NO_M = "the embodied carbon of the hardware is not known to this toolkit"
@@ -16,7 +16,7 @@ NO_M = "the embodied carbon of the hardware is not known to this toolkit"
 
 def sci_inputs(report: Report) -> dict[str, Any]:
     """E, I, M and R of using the selected candidate, per workload and phase; what is missing is null with a reason."""
-    carbon = (report.pipeline.get("energy") or {}).get("carbon")
+    carbon = grid_factor(report)
     return {
         "schema": "sci-inputs/1",
         "formula": "SCI = (E * I + M) / R (ISO/IEC 21031:2024)",
@@ -24,8 +24,8 @@ def sci_inputs(report: Report) -> dict[str, Any]:
         "candidate": chosen(report).id,
         "persona": "consumer",
         "boundary": ["partial: the inference process alone"],
-        "I_g_per_kwh": None if carbon is None else carbon["g_per_kwh"],
-        "I_source": None if carbon is None else f"{carbon['source']}, {carbon['region']} {carbon['year']}",
+        "I_g_per_kwh": None if carbon is None else carbon.g_per_kwh,
+        "I_source": None if carbon is None else f"{carbon.source}, {carbon.region} {carbon.year}",
         "I_reason": "the pipeline names no grid factor (energy.carbon)" if carbon is None else None,
         "M_g": None,
         "M_reason": NO_M,

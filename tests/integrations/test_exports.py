@@ -22,7 +22,7 @@ from compressor.integrations.sci import sci_inputs
 from compressor.schema.report import EnergyFigure
 
 ESTIMATED, MEASURED = finished(), finished(measured=True)
-CARBON = {"g_per_kwh": 400.0, "region": "DE", "year": 2024, "source": "somebody", "kind": "average"}
+CARBON = {"g_per_kwh": 400.0, "year": 2024, "source": "somebody"}
 
 
 def with_carbon() -> dict[str, Any]:
@@ -203,3 +203,9 @@ def test_every_format_is_text() -> None:
         assert text.endswith("\n")
         if name != "prometheus":
             json.loads(text)
+
+
+def test_folders_that_were_measured_without_a_pipeline_are_exported_too() -> None:
+    report = finished(measured=True, pipeline={})
+    for name in FORMATS:
+        assert export_results(report, name)

@@ -68,6 +68,11 @@ def test_without_limits_the_goals_of_the_pipeline_count() -> None:
         check_gate(finished(goals=[]))
 
 
+def test_folders_that_were_measured_without_a_pipeline_have_a_first_workload_too() -> None:
+    report = finished(measured=True, pipeline={}, goals=[])
+    assert set(statuses(report=report, min_reduction=0.3, require="measured").values()) == {"met"}
+
+
 def test_measured_energy_can_be_required() -> None:
     checks = check_gate(finished(), require="measured", min_reduction=0.3)
     assert [check.status for check in checks] == ["met", "missed"]
