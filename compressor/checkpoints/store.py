@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,6 +42,17 @@ class Checkpoint:
     @property
     def record(self) -> Record:
         return self.manifest.record
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the variants of the folder."""
+        rows = "".join(
+            f"<tr><td>{escape(one.id)}</td><td>{escape(one.path)}</td><td>{escape(one.stage)}</td>"
+            f"<td>{one.parameters:,}</td><td>{one.size_bytes / 1e6:.1f}</td></tr>"
+            for one in self.content.variants
+        )
+        head = "".join(f"<th scope='col'>{name}</th>" for name in ("variant", "file", "stage", "parameters", "MB"))
+        caption = escape(f"{self.content.architecture}, {self.content.task}, {self.digest[:16]}")
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def variant(self, variant_id: str) -> Variant:
         """The variant of that id.

@@ -6,11 +6,15 @@ A figure that could not be had is `None` beside a reason; nothing here turns abs
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.errors import UserError
+from compressor.schema.notebook import report_html, report_rows
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA = "compressor-report/1"
 
@@ -241,6 +245,16 @@ class Report(_Record):
             if candidate.id == candidate_id:
                 return candidate
         raise KeyError(candidate_id)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row for each candidate, workload and phase; columns of estimates begin with `est_`."""
+        import pandas
+
+        return pandas.DataFrame(report_rows(self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return report_html(self)
 
 
 def write_report(report: Report, path: Path) -> None:
