@@ -36,8 +36,9 @@ class Training(Part):
     """Validation and checkpoint interval; each epoch where absent."""
     rows: PositiveInt | None = None
     """Train on the first rows only."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` multiplies in bfloat16, with weights in fp32: faster on GPUs and on CPUs with AVX512_BF16 or AMX."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """`bf16` multiplies in bfloat16, with weights in fp32: faster on GPUs and on CPUs with AVX512_BF16 or AMX, slower
+    elsewhere. `auto` takes it where it is faster; what was taken is recorded."""
 
 
 class Finetune(StageBase):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import load_tokenizer
+from compressor.measurement.environment import read_cpu_flags
 from compressor.methods.surgery import n_parameters
 from compressor.schema.events import Emit, Note
 from compressor.spec.stages import Training
@@ -21,6 +23,9 @@ from compressor.training.objective import label_loss
 from compressor.training.rows import Row
 from compressor.training.train import TrainResult, TrainSettings, train
 from compressor.training.trainer import Loss
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""CPU flags of hardware that multiplies bfloat16; without them it is emulated, and slower than fp32."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,18 @@ def train_settings(training: Training, ctx: StageContext) -> TrainSettings:
         gradient_accumulation=training.gradient_accumulation,
         evaluate_every_steps=training.evaluate_every_steps,
         device=ctx.target.device,
-        precision=training.precision,
+        precision=choose_precision(training.precision, ctx.target.device, read_cpu_flags()),
     )
+
+
+def choose_precision(
+    asked: Literal["fp32", "bf16", "auto"], device: str, cpu_flags: frozenset[str]
+) -> Literal["fp32", "bf16"]:
+    """What `auto` means on this machine: bfloat16 only where the hardware multiplies it."""
+    if asked != "auto":
+        return asked
+    is_faster = torch.cuda.is_bf16_supported() if device == "cuda" else bool(cpu_flags & BF16_FLAGS)
+    return "bf16" if is_faster else "fp32"
 
 
 def fit(
@@ -109,6 +124,7 @@ def realised(module: PreTrainedModel, result: TrainResult, splits: Splits) -> di
     return {
         "parameters": n_parameters(module),
         "steps": result.n_steps,
+        "precision": result.precision,
         "train_rows": len(splits.train),
         "validation": _validation(result, splits.validation),
         "resumed_at_step": result.resumed_at,

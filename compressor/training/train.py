@@ -60,6 +60,7 @@ class TrainResult:
         after: its value in the state that was kept, the best one seen.
         best_step: the step of that state.
         resumed_at: the step at which this process took over; None when it trained from the start.
+        precision: of the products; the weights are fp32.
         history: the curve: points with `step`, `epoch` and `loss` (and its parts), `learning_rate`, `grad_norm`, or
             the validation's figures.
     """
@@ -70,6 +71,7 @@ class TrainResult:
     after: float | None
     best_step: int | None
     resumed_at: int | None
+    precision: str
     history: tuple[dict[str, float], ...]
 
 
@@ -129,6 +131,7 @@ def train(
         after=None if state.best_metric is None else float(state.best_metric),
         best_step=state.best_global_step,
         resumed_at=resumed_at,
+        precision=settings.precision,
         history=_curve(state.log_history),
     )
 
