@@ -18,8 +18,8 @@ from compressor.schema.report import Candidate, Report
 def candidate_metrics(candidate: Candidate) -> dict[str, float]:
     """Everything that was measured of a candidate, as `name` or `name/workload/phase`; what is missing has no key."""
     metrics: dict[str, float] = {"size_bytes": candidate.size_bytes, "parameters": candidate.parameters}
-    for row in candidate.quality:
-        metrics.setdefault(row.metric, row.value)
+    for quality in candidate.quality:
+        metrics.setdefault(quality.metric, quality.value)
     for use in inference(candidate):
         row, place = use.row, f"{use.row.workload}/{use.row.phase}"
         if not row.valid:
