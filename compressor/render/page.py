@@ -244,11 +244,19 @@ def _comparison(reports: Sequence[Report]) -> str:
         "comparable",
     )
     table = TextTable("selected candidates", columns, tuple(rows), notes)
-    same = {point.quality.metric for point in points}
-    cloud = pareto(points, "All runs: quality against cost", "CPU-s per token, of the run's baseline", 1.0)
-    note = "<p>The runs have no metric in common, so no figure shows them together.</p>" if len(same) > 1 else None
+    # A metric on other rows is another quantity, whatever its name.
+    same = {point.quality.metric for point in points} | {_test_digest(report) for report in reports[1:]}
+    comparable = same <= {point.quality.metric for point in points[:1]} | {_test_digest(reports[0])}
+    cloud = pareto(
+        points if comparable else [], "All runs: quality against cost", "CPU-s per token, of the run's baseline", 1.0
+    )
+    note = "<p>The runs were judged on other rows or by other metrics, so no figure shows them together.</p>"
     head = f"<header><h1>{escape(' and '.join(names))}</h1></header>\n"
-    return head + section("Side by side", table_html(table), note, *_figures([cloud] if len(same) == 1 else [], "all"))
+    return head + section("Side by side", table_html(table), *(_figures([cloud], "all") if comparable else [note]))
+
+
+def _test_digest(report: Report) -> str:
+    return str(report.data.get("test", {}).get("digest", report.name))
 
 
 def _distinct(reports: Sequence[Report]) -> list[str]:

@@ -135,6 +135,13 @@ def test_two_runs_are_compared_by_ratios_to_their_own_baseline() -> None:
     assert "second: int8 (selected)" in seen
 
 
+def test_runs_on_other_rows_share_no_figure() -> None:
+    other = REPORT.model_copy(update={"name": "second", "data": {"test": {"digest": "another"}}})
+    seen = text_of(page(REPORT, other))
+    assert "judged on other rows or by other metrics, so no figure shows them together" in seen
+    assert "All runs" not in seen
+
+
 def browse(tmp_path: Path, source: str, *flags: str) -> tuple[str, str]:
     """The page's elements after its scripts have run, and what the browser logged."""
     file = tmp_path / "page.html"
