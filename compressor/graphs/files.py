@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx.external_data_helper import convert_model_to_external_data, uses_external_data
 
 from compressor.errors import CheckpointError, StageError
@@ -29,9 +30,7 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
         raise CheckpointError("no such ONNX file", where=str(path), hint="export the model first")
     try:
         model = onnx.load(str(path))
-    except Exception as error:  # protobuf's DecodeError derives from Exception alone
-        if type(error).__name__ != "DecodeError" and not isinstance(error, OSError | onnx.checker.ValidationError):
-            raise
+    except (DecodeError, OSError, onnx.checker.ValidationError) as error:
         raise CheckpointError(
             f"cannot be read as ONNX ({error})", where=str(path), hint="export the model again"
         ) from error

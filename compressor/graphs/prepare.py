@@ -16,6 +16,12 @@ from compressor.graphs.files import load_onnx
 
 
 def load_unquantised(path: str | Path) -> onnx.ModelProto:
+    """Read a graph that no scheme has touched yet.
+
+    Raises:
+        CheckpointError: no such file, or not an ONNX file.
+        UnsupportedError: it is quantised already; the operators that say so are named.
+    """
     model = load_onnx(path)
     done = quantised_ops(model.graph)
     if done:
@@ -87,6 +93,7 @@ def _store_transposed_weights(graph: onnx.GraphProto) -> None:
 
 
 def remove_unused(graph: onnx.GraphProto) -> None:
+    """Drop initializers that no node reads and no output gives."""
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     if len(kept) < len(graph.initializer):
@@ -95,6 +102,7 @@ def remove_unused(graph: onnx.GraphProto) -> None:
 
 
 def replace_node(graph: onnx.GraphProto, node: onnx.NodeProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Put `nodes` where `node` stands, so that the graph stays in order."""
     index = next(i for i, other in enumerate(graph.node) if other is node or other == node)
     graph.node.remove(node)
     for offset, new in enumerate(nodes):

@@ -50,10 +50,12 @@ def set_weight(linear: Linear, weight: Tensor) -> None:
 
 
 def n_inputs(linear: Linear) -> int:
+    """Input features, whichever way round the weight is stored."""
     return int(weight_of(linear).shape[1])
 
 
 def n_outputs(linear: Linear) -> int:
+    """Output features, whichever way round the weight is stored."""
     return int(weight_of(linear).shape[0])
 
 
