@@ -210,15 +210,9 @@ def net(window: CounterWindow) -> Fraction:
         CounterFault: an idle window is missing or covers other domains, the two idles differ by more than 5 % of the
             dynamic power, or the work drew no more than idling.
     """
-    if not window.idle_before or not window.idle_after:
-        raise CounterFault("no idle power was measured before and after the window")
-    ids = {log.domain.id for log in window.logs}
-    for idle in (window.idle_before, window.idle_after):
-        if {log.domain.id for log in idle} != ids:
-            raise CounterFault("the idle windows cover other domains than the window itself")
     energy = gross(window.logs).energy
     wall = Fraction(*_wall_ratio(window.logs))
-    idle_w = [gross(idle).energy / Fraction(*_wall_ratio(idle)) for idle in (window.idle_before, window.idle_after)]
+    idle_w = idle_powers(window)
     mean_idle_w = sum(idle_w, Fraction(0)) / 2
     dynamic_w = energy / wall - mean_idle_w
     if dynamic_w <= 0:
@@ -231,6 +225,24 @@ def net(window: CounterWindow) -> Fraction:
             f"dynamic {float(dynamic_w):.4g} W"
         )
     return energy - mean_idle_w * wall
+
+
+def idle_powers(window: CounterWindow) -> tuple[Fraction, Fraction]:
+    """Watts before and after the window, while nothing worked.
+
+    Raises:
+        CounterFault: an idle window is missing, covers other domains, or has any fault of `total`.
+    """
+    if not window.idle_before or not window.idle_after:
+        raise CounterFault("no idle power was measured before and after the window")
+    ids = {log.domain.id for log in window.logs}
+    for idle in (window.idle_before, window.idle_after):
+        if {log.domain.id for log in idle} != ids:
+            raise CounterFault("the idle windows cover other domains than the window itself")
+    before, after = (
+        gross(idle).energy / Fraction(*_wall_ratio(idle)) for idle in (window.idle_before, window.idle_after)
+    )
+    return before, after
 
 
 def _wall_ratio(logs: Sequence[DomainLog]) -> tuple[int, int]:

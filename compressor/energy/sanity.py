@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from compressor.energy.counter import CounterFault, idle_powers
+from compressor.energy.domain import CounterWindow
+from compressor.energy.types import MeasuredEnergy
 from compressor.errors import EnergyError
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -94,6 +97,36 @@ def check_mean_power(mean_w: float, *, idle_w: float, ceiling_w: float) -> None:
     """
     if not idle_w <= mean_w <= ceiling_w:
         raise EnergyError(f"a mean power of {mean_w:.4g} W is not between idle ({idle_w:.4g} W) and {ceiling_w:.4g} W")
+
+
+def check_reading(reading: MeasuredEnergy, *, n_tokens: float, wall_s: float) -> None:
+    """Hold a reading against its own log, and against the clock of the work that it is booked to.
+
+    Args:
+        reading: of a window or of several.
+        n_tokens: done in it.
+        wall_s: seconds that the work took by its own clock.
+
+    Raises:
+        EnergyError: a mean power below idle or above the domains' ceilings, or a reading over another time than the
+            work's.
+    """
+    idle_j = sum(_least_idle_w(window) * window.wall_s for window in reading.windows)
+    most_j = sum(_ceiling_w(window) * window.wall_s for window in reading.windows)
+    check_mean_power(reading.mean_power_w, idle_w=idle_j / reading.wall_s, ceiling_w=most_j / reading.wall_s)
+    check_rate(reading.energy_gross_j / n_tokens, n_tokens / wall_s, reading.mean_power_w)
+
+
+def _least_idle_w(window: CounterWindow) -> float:
+    """The lower of the idles before and after; 0 W, which nothing undercuts, where they say nothing."""
+    try:
+        return float(min(idle_powers(window)))
+    except CounterFault:
+        return 0.0
+
+
+def _ceiling_w(window: CounterWindow) -> float:
+    return sum(log.domain.ceiling_w for log in window.logs if log.domain.checks is None)
 
 
 def check_rate(j_per_token: float, tokens_per_s: float, mean_w: float) -> None:

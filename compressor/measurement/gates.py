@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from compressor import energy
 from compressor.energy import sanity
+from compressor.errors import EnergyError
+from compressor.measurement.inputs import PreparedWorkload
+from compressor.measurement.session import Session, Turn
 from compressor.schema.report import EnergyFigure, Measurement
 
 EIGHT_BIT = ("w8a8-dynamic", "w8a8-static", "w8")
+
+
+def hold_readings(session: Session) -> Session:
+    """The same session; a turn's joules are invalid, with the reason, where its mean power cannot be.
+
+    Held turn by turn, before anything is made of them, so that figures, ratios and break-even all lose them.
+    """
+    runs = {
+        id_: replace(
+            run,
+            turns={
+                phase: [[_hold_reading(turn, session.prepared) for turn in taken] for taken in rounds]
+                for phase, rounds in run.turns.items()
+            },
+        )
+        for id_, run in session.runs.items()
+    }
+    return replace(session, runs=runs)
+
+
+def _hold_reading(turn: Turn, prepared: PreparedWorkload) -> Turn:
+    reading = turn.energy
+    if not isinstance(reading, energy.MeasuredEnergy):
+        return turn
+    n_tokens = turn.passes * (turn.n_out * prepared.requests if turn.n_out > 1 else prepared.tokens)
+    try:
+        sanity.check_reading(reading, n_tokens=n_tokens, wall_s=turn.wall_s)
+    except EnergyError as error:
+        refused = energy.InvalidEnergy(error.message, reading.meter, reading.wall_s, reading.scopes, reading.windows)
+        return replace(turn, energy=refused)
+    return turn
 
 
 def hold_to_gates(row: Measurement, *, scheme: str, parameters: int, on_cpu: bool) -> Measurement:

@@ -23,7 +23,7 @@ from compressor.measurement.answers import Answering, Answers, collect_answers
 from compressor.measurement.assemble import assemble, candidate_of, headline_of, session_records
 from compressor.measurement.costs import measurement_of
 from compressor.measurement.environment import read_environment
-from compressor.measurement.gates import hold_to_gates
+from compressor.measurement.gates import hold_readings, hold_to_gates
 from compressor.measurement.inputs import (
     DECODE_PATH_TOKENS,
     PreparedRows,
@@ -262,7 +262,7 @@ def _measure_costs(
     ]
     if not meters:
         work.emit(Note(stage="measure", text="no meter here can measure energy: joules are estimates, and say so"))
-    return run_sessions(
+    sessions, failures = run_sessions(
         work.jobs,
         planned,
         baseline=work.baseline,
@@ -273,6 +273,7 @@ def _measure_costs(
         workdir=work.folder,
         emit=work.emit,
     )
+    return [hold_readings(session) for session in sessions], failures
 
 
 def _measurements(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from made_up import measured, ratio
 
-from compressor.measurement.gates import hold_to_gates
+from compressor import energy
+from compressor.measurement import judge as judging
+from compressor.measurement.costs import energy_figure, rounds_of
+from compressor.measurement.gates import hold_readings, hold_to_gates
+from compressor.measurement.inputs import PreparedWorkload
+from compressor.measurement.session import Run, Session, Turn
 from compressor.schema.report import EnergyFigure, Measurement
+from compressor.spec.evaluation import Workload
 
 GPT2 = 124_000_000
 
@@ -67,3 +76,92 @@ def test_eight_bit_decoding_below_a_quarter_is_refused() -> None:
     assert hold(too_good, scheme="fp16") == too_good
     unsure = decoding(0.1, source=ratio(0.24, (0.2, 0.28), "onnx"))
     assert hold(unsure, scheme="w8") == unsure
+
+
+# Readings
+
+
+PACKAGE = energy.Domain(
+    "package-0",
+    energy.Scope.CPU_PACKAGE,
+    energy.Provenance.DEVICE_COUNTER,
+    energy.Quantity.ENERGY,
+    Fraction(1, 1_000_000),
+    0.001,
+    100.0,
+)
+
+
+def counted(value_j: float, wall_s: float) -> energy.DomainLog:
+    return energy.DomainLog(PACKAGE, ((0, 0), (round(wall_s * 1e9), round(value_j * 1e6))))
+
+
+def reading(value_j: float, wall_s: float = 1.0, idle_j: tuple[float, float] = (20.0, 20.2)) -> energy.MeasuredEnergy:
+    before, after = (counted(one, 1.0) for one in idle_j)
+    taken = energy.measured_from([energy.CounterWindow((counted(value_j, wall_s),))], meter="RAPL")
+    return energy.with_idle(taken, [before], [after])
+
+
+def held(*readings: energy.EnergyResult, n_out: int = 0) -> tuple[list[energy.EnergyResult | None], EnergyFigure]:
+    """Rounds of one second each, in which two passes over 100 tokens were done; what a report makes of them."""
+    turns = [[Turn(n_out, 2, 1.0, 1.0, (0.5, 0.5), one)] for one in readings]
+    prepared = PreparedWorkload(Workload(id="rows", from_data=True), "forward", Path("x"), 4, 100, 0.0, None, ())
+    made = hold_readings(Session("s", prepared, 1, {"teacher": Run({"forward": turns})}, (), None))
+    run = made.runs["teacher"]
+    figure = energy_figure(run, "forward", prepared, rounds_of(run, "forward", prepared))
+    return [turn.energy for (turn,) in run.turns["forward"]], figure
+
+
+def test_a_reading_over_the_work_and_between_idle_and_ceiling_stands() -> None:
+    kept, figure = held(reading(50.0, 1.009), reading(99.0))
+    assert kept == [reading(50.0, 1.009), reading(99.0)]
+    assert figure.figures["j_per_input_token"] == pytest.approx(149 / 400)
+
+
+def test_energy_read_over_another_time_than_the_work_is_refused() -> None:
+    """Five seconds of joules booked to one second of work: J/token x tokens/s is not the mean power."""
+    (kept,), figure = held(reading(250.0, 5.0))
+    assert isinstance(kept, energy.InvalidEnergy) and kept.windows
+    assert kept.reason == (
+        "1.25 J/token x 200 tokens/s is 250 W, but the mean power was 50 W; energy and speed were not taken over the "
+        "same work"
+    )
+    assert (figure.figures, figure.reason) == ({}, kept.reason)
+    (slightly,), _ = held(reading(50.0, 1.02))
+    assert isinstance(slightly, energy.InvalidEnergy)
+
+
+def test_a_mean_power_below_both_idles_is_refused() -> None:
+    (kept,), _ = held(reading(19.9))
+    assert isinstance(kept, energy.InvalidEnergy)
+    assert kept.reason == "a mean power of 19.9 W is not between idle (20 W) and 100 W"
+    (between,), _ = held(reading(20.1))
+    assert isinstance(between, energy.MeasuredEnergy)
+
+
+def test_idles_that_say_nothing_refuse_nothing() -> None:
+    (frozen,), _ = held(reading(15.0, idle_j=(0.0, 20.0)))
+    assert isinstance(frozen, energy.MeasuredEnergy)
+
+
+def test_one_reading_that_cannot_be_takes_the_joules_of_its_run_and_no_more() -> None:
+    kept, figure = held(reading(50.0), reading(10.0), reading(51.0))
+    assert [type(one) for one in kept] == [energy.MeasuredEnergy, energy.InvalidEnergy, energy.MeasuredEnergy]
+    assert figure.result is not None and figure.result["kind"] == "invalid"
+    assert "not between idle" in (figure.reason or "")
+
+
+def test_judging_holds_the_sessions_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `judge` hands on has been through the gate."""
+    turns = [[Turn(0, 2, 1.0, 1.0, (0.5,), reading(250.0, 5.0))]]
+    prepared = PreparedWorkload(Workload(id="rows", from_data=True), "forward", Path("x"), 4, 100, 0.0, None, ())
+    session = Session("s", prepared, 1, {"teacher": Run({"forward": turns})}, (), None)
+    monkeypatch.setattr(judging, "run_sessions", lambda *args, **named: ([session], []))
+    monkeypatch.setattr(judging, "load_tokenizer", lambda path: None)
+    suite = SimpleNamespace(workloads=(), profile=None, seed=0)
+    work: Any = SimpleNamespace(
+        suite=suite, test=SimpleNamespace(rows=[]), jobs={}, baseline="teacher", folder=Path("x"), emit=None
+    )
+    alive: Any = [SimpleNamespace(checkpoint=SimpleNamespace(path=Path("x")))]
+    (found,), _ = judging._measure_costs(work, alive, [PACKAGE])
+    assert isinstance(found.runs["teacher"].turns["forward"][0][0].energy, energy.InvalidEnergy)
