@@ -239,8 +239,9 @@ class _Block:
     def _prepare(self, id_: str, worker: WorkerProcess) -> None:
         phase: Phase = "forward" if self.plan[0][0] == "forward" else "prefill"
         key = self.prepared.workload.id
-        worker.ask("load", key=key, path=str(self.prepared.path.resolve()), phase=phase)
-        for n_out in {turn[1] for turn in self.plan[:2]}:
+        lengths = sorted({turn[1] for turn in self.plan[:2]})
+        worker.ask("load", key=key, path=str(self.prepared.path.resolve()), phase=phase, n_out=lengths[-1])
+        for n_out in lengths:
             answer = worker.ask(
                 "warm_up",
                 key=key,
@@ -252,7 +253,7 @@ class _Block:
 
     def _take_turn(self, id_: str, worker: WorkerProcess) -> None:
         key = self.prepared.workload.id
-        worker.ask("window", key=key, n_out=self.plan[0][1], window_s=self.profile.settle_s)
+        worker.ask("settle", key=key, n_out=self.plan[0][1], settle_s=self.profile.settle_s)
         turns: dict[Phase, list[Turn]] = {}
         for phase, n_out, window_s in self.plan:
             turns.setdefault(phase, []).append(self._window(worker, n_out, window_s))

@@ -16,6 +16,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -76,12 +78,28 @@ def _reply(replies: TextIO, answer: Order) -> None:
     replies.flush()
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A workload's batches and what is done with them: (batches, tokens to generate) -> seconds of every call."""
+
+    batches: list[dict[str, Array]]
+    run_batches: Callable[[list[dict[str, Array]], int], list[float]]
+
+    def whole(self, n_out: int) -> list[float]:
+        """All batches once."""
+        return self.run_batches(self.batches, n_out)
+
+    def first(self, n_out: int) -> list[float]:
+        """The first batch alone."""
+        return self.run_batches(self.batches[:1], n_out)
+
+
 class Worker:
     """A runner and the workloads it has been given."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.passes: dict[str, Callable[[int], list[float]]] = {}
+        self.passes: dict[str, Pass] = {}
 
     def obey(self, order: Order) -> Order:
         """Carry out one order.
@@ -92,43 +110,55 @@ class Worker:
         return {
             "load": self.load,
             "warm_up": self.warm_up,
+            "settle": self.settle,
             "window": self.window,
             "outputs": self.outputs,
             "about": self.about,
         }[order["do"]](order)
 
     def load(self, order: Order) -> Order:
-        """Read a workload's batches and fix what one pass over it is."""
+        """Read a workload's batches and fix what one pass over it is; run one, so that all shapes have been seen."""
         batches = load_batches(Path(order["path"]))
         if order["phase"] == "forward":
-            self.passes[order["key"]] = lambda n_out: _forward_pass(self.runner, batches)
+            run_batches = partial(_forward_pass, self.runner)
         else:
-            decoder = _as_decoder(self.runner)
-            self.passes[order["key"]] = lambda n_out: _generate_pass(decoder, batches, n_out)
+            run_batches = partial(_generate_pass, _as_decoder(self.runner))
+        self.passes[order["key"]] = Pass(batches, run_batches)
+        run_batches(batches, order["n_out"])
         return {}
 
     def warm_up(self, order: Order) -> Order:
-        """Work until the last three periods agree, within a bound."""
-        run_pass, periods = self.passes[order["key"]], list[float]()
+        """Work on the first batch until the last three periods agree, within a bound.
+
+        One batch, since a whole pass may take longer than the window it warms up for.
+        """
+        first, periods = self.passes[order["key"]].first, list[float]()
         began = time.perf_counter()
         bound_s = 2 * order["period_s"] * order["max_periods"]
         while len(periods) < order["max_periods"]:
             start, n_passes = time.perf_counter(), 0
             while n_passes == 0 or time.perf_counter() - start < order["period_s"]:
-                run_pass(order["n_out"])
+                first(order["n_out"])
                 n_passes += 1
             periods.append((time.perf_counter() - start) / n_passes)
             if is_steady(periods) or (len(periods) >= 3 and time.perf_counter() - began > bound_s):
                 break
-        return {"pass_s": periods, "steady": is_steady(periods)}
+        return {"batch_s": periods, "steady": is_steady(periods)}
+
+    def settle(self, order: Order) -> Order:
+        """Work untimed after a pause, on the first batch: caches are cold and clocks low."""
+        end = time.perf_counter() + order["settle_s"]
+        while time.perf_counter() < end:
+            self.passes[order["key"]].first(order["n_out"])
+        return {}
 
     def window(self, order: Order) -> Order:
         """Whole passes until the window is full: wall seconds, own CPU seconds and the latency of every call."""
-        run_pass, latencies, n_passes = self.passes[order["key"]], list[float](), 0
+        whole, latencies, n_passes = self.passes[order["key"]].whole, list[float](), 0
         cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
         end = start + int(order["window_s"] * 1e9)
         while n_passes == 0 or time.perf_counter_ns() < end:
-            latencies += run_pass(order["n_out"])
+            latencies += whole(order["n_out"])
             n_passes += 1
         wall_ns, cpu_ns = time.perf_counter_ns() - start, time.process_time_ns() - cpu_start
         return {"passes": n_passes, "wall_s": wall_ns / 1e9, "cpu_s": cpu_ns / 1e9, "latencies_s": latencies}
@@ -158,8 +188,8 @@ def _as_decoder(runner: Runner) -> DecoderRunner:
     return runner
 
 
-def _forward_pass(runner: Runner, batches: list[dict[str, Array]]) -> list[float]:
-    """One call for each batch; returns the seconds of each."""
+def _forward_pass(runner: Runner, batches: list[dict[str, Array]], n_out: int) -> list[float]:
+    """One call for each batch, which generates nothing; returns the seconds of each."""
     latencies = []
     for batch in batches:
         start = time.perf_counter()

@@ -209,7 +209,7 @@ def test_perplexity_is_that_of_the_model_itself(
     model = AutoModelForCausalLM.from_pretrained(llama.path).eval()
     tokenizer = AutoTokenizer.from_pretrained(llama.path)
     nll, n_tokens = 0.0, 0
-    for text in [line for line in sotu_text["test"].read_text().splitlines() if line.strip()][:2]:
+    for text in [line for line in sotu_text["test"].read_text().splitlines() if line.strip()][:1]:
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         for start in range(0, ids.shape[1], 32):
             end = min(start + 64, ids.shape[1])
@@ -243,7 +243,8 @@ def test_quality_comes_from_the_cache_and_a_dead_worker_costs_the_others_nothing
     encoder_judgement: Judgement, bert: Checkpoint, era_files: dict[str, Path]
 ) -> None:
     """The graph vanishes after quality was cached: its costs cannot be measured, the others' can."""
-    specs = three_candidates(bert)
+    _, onnx, quantised = three_candidates(bert)
+    specs = [replace(onnx, id="teacher"), quantised]
     int8 = bert.path / "onnx" / "model_int8.onnx"
     hidden = int8.with_suffix(".hidden")
     int8.rename(hidden)
@@ -255,9 +256,10 @@ def test_quality_comes_from_the_cache_and_a_dead_worker_costs_the_others_nothing
     report = judgement.report
     assert [(one.where, one.error) for one in report.failures] == [("int8", "WorkerDied")]
     assert "no such ONNX file" in report.failures[0].text
-    assert report.candidate("int8").quality == encoder_judgement.report.candidate("int8").quality
+    before, after = (one.candidate("int8").quality for one in (encoder_judgement.report, report))
+    assert [(row.metric, row.value) for row in after][:3] == [(row.metric, row.value) for row in before][:3]
     assert report.candidate("int8").measurements == ()
-    assert len(report.candidate("onnx").measurements) == 1
+    assert len(report.candidate("teacher").measurements) == 1
     assert report.selected != "int8"
 
 

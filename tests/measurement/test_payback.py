@@ -93,10 +93,15 @@ def rows(cost: float) -> dict[str, Any]:
 
 
 def find(
-    made: Session, *, alternatives: tuple[str, ...] = (), costs: tuple[StageCost, ...] = COSTS, is_shown: bool = True
+    made: Session,
+    *,
+    alternatives: tuple[str, ...] = (),
+    costs: tuple[StageCost, ...] = COSTS,
+    is_shown: bool = True,
+    calibration: energy.Calibration | None = None,
 ) -> dict[tuple[str, str], Payback]:
     others = tuple(candidate(id_, **rows(1e-3)) for id_ in alternatives)
-    compared = Comparison(candidate("int8", **rows(1e-4)), candidate("teacher", **rows(1e-2)), others)
+    compared = Comparison(candidate("int8", **rows(1e-4)), candidate("teacher", **rows(1e-2)), others, calibration)
     found = paybacks(compared, [made], costs, pipeline=PIPELINE, is_shown=is_shown, seed=0)
     return {(one.role, one.unit): one for one in found}
 
@@ -164,6 +169,17 @@ def test_estimates_say_so_in_words_and_keys_and_are_wider() -> None:
     assert found.figures["est_break_even_requests"] == pytest.approx(200, abs=1)
     assert found.figures["est_break_even_requests_high"] > 210
     assert "requests (estimated) against teacher" in found.text
+
+
+def test_a_calibration_estimates_cost_and_saving_alike() -> None:
+    """Stages without joules of their own: 3 CPU-seconds and as many seconds, over 0.015 of each for a request."""
+    line = energy.Calibration(idle_w=20.0, dynamic_w=40.0, band=0.02, n_vcpu=2, n_readings=3, cpu="x")
+    unread = tuple(stage_cost(cost.stage, None, "resumed") for cost in COSTS)
+    made = session(is_measured=False, teacher=2.0, int8=0.5)
+    narrow = find(made, costs=unread, calibration=line)["baseline", "requests"].figures
+    wide = find(made, costs=unread)["baseline", "requests"].figures
+    assert narrow["est_break_even_requests"] == pytest.approx(200, abs=1)
+    assert wide["est_break_even_requests_high"] > narrow["est_break_even_requests_high"] > 200
 
 
 def test_a_measured_saving_does_not_pay_back_an_estimated_cost_of_another_scope() -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -104,6 +104,7 @@ def test_costs_that_cannot_be_paired(costs: list[float], others: list[float], te
 POSITIVE = st.floats(1e-6, 1e6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=3, max_size=12))
 def test_swapping_the_two_inverts_the_ratio(pairs: list[tuple[float, float]]) -> None:
     there = paired_ratio([a for a, _ in pairs], [b for _, b in pairs])
@@ -173,6 +174,7 @@ def test_perplexity_bootstrap_pairs_windows() -> None:
     assert bootstrap_rates(sums[:1], counts[:1], seed=0) == (None, None)
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 100), st.floats(-5, 5))
 def test_a_line_gives_its_slope_back(slope: float, intercept: float) -> None:
     lengths = [16.0, 64.0, 128.0]

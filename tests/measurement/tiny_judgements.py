@@ -129,7 +129,7 @@ def decoder_pipeline(sotu_text: dict[str, Path], **parts: Any) -> Pipeline:
         "target": {"threads": 1},
         "workloads": [{"id": "chat", "batch": 2, "input_tokens": 16, "output_tokens": 16}],
         "stages": STAGES,
-        "evaluate": {"rows": 2, "context": 64, "stride": 32},
+        "evaluate": {"rows": 1, "context": 64, "stride": 32},
         "energy": {"profile": "smoke"},
     }
     return Pipeline.model_validate({**values, **parts})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -141,6 +141,7 @@ def test_units(value: float, text: str) -> None:
     assert words.with_unit(value, "s") == text if value else words.significant(value) == "0"
 
 
+@settings(deadline=None)
 @given(st.floats(1e-9, 1e9))
 def test_a_printed_number_is_within_its_digits(value: float) -> None:
     number, _, unit = words.with_unit(value, "J").partition(" ")

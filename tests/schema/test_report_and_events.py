@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -42,6 +42,7 @@ EVENTS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(EVENTS)
 def test_an_event_is_one_line_and_reads_back(event: Event) -> None:
     line = to_json(event)
