@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ from tiny_judgements import (
 )
 
 from compressor.checkpoints.store import Checkpoint
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch in this process on one thread: threads of a tiny model only wait for each other on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

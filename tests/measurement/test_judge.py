@@ -46,7 +46,7 @@ def test_every_candidate_is_judged_and_the_report_reads_back(encoder_judgement: 
 
 
 def test_accuracy_is_that_of_the_model_itself(
-    encoder_judgement: Judgement, bert: Checkpoint, era_rows: dict[str, list[dict[str, object]]]
+    encoder_judgement: Judgement, bert: Checkpoint, era_rows: dict[str, list[dict[str, object]]], one_thread: None
 ) -> None:
     """Recomputed from outside: transformers, one row at a time."""
     import torch
@@ -200,7 +200,7 @@ def test_a_decoder_has_prefill_and_decode(decoder_judgement: Judgement) -> None:
 
 
 def test_perplexity_is_that_of_the_model_itself(
-    decoder_judgement: Judgement, llama: Checkpoint, sotu_text: dict[str, Path]
+    decoder_judgement: Judgement, llama: Checkpoint, sotu_text: dict[str, Path], one_thread: None
 ) -> None:
     """Recomputed from outside: every token predicted once, from windows cut here anew."""
     import torch
@@ -211,16 +211,15 @@ def test_perplexity_is_that_of_the_model_itself(
     nll, n_tokens = 0.0, 0
     for text in [line for line in sotu_text["test"].read_text().splitlines() if line.strip()][:1]:
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        for start in range(0, ids.shape[1], 32):
-            end = min(start + 64, ids.shape[1])
-            first = 1 if start == 0 else 32  # the first window predicts all but its first token, others their new part
+        done, end = 1, min(64, ids.shape[1])  # predicted so far (the first token never is), and end of the window
+        while done < ids.shape[1]:
+            start = max(0, end - 64)
             with torch.no_grad():
-                log_probs = model(ids[:, start:end]).logits[0, first - 1 : -1].double().log_softmax(-1)
-            targets = ids[0, start + first : end]
-            nll -= float(log_probs.gather(1, targets[:, None]).sum())
+                log_probs = model(ids[:, start:end]).logits[0].double().log_softmax(-1)
+            targets = ids[0, done:end]
+            nll -= float(log_probs[done - start - 1 : -1].gather(1, targets[:, None]).sum())
             n_tokens += len(targets)
-            if end == ids.shape[1]:
-                break
+            done, end = end, min(end + 32, ids.shape[1])
     quality = decoder_judgement.report.candidate("teacher").quality[0]
     assert quality.metric == "token_perplexity"
     assert quality.n == n_tokens
