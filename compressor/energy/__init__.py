@@ -12,6 +12,7 @@ from compressor.energy.calibration import (
     PlugReading,
     calibrate,
     estimate_calibrated,
+    estimate_with,
     load_calibration,
     save_calibration,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "energy_figures",
     "estimate_calibrated",
     "estimate_energy",
+    "estimate_with",
     "facility_energy",
     "find_hypervisor",
     "from_json",

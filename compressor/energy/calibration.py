@@ -14,7 +14,7 @@ from pathlib import Path
 
 from compressor.energy.domain import Provenance, Scope
 from compressor.energy.host import Cpu
-from compressor.energy.spec_share import thread_power
+from compressor.energy.spec_share import estimate_energy, thread_power
 from compressor.energy.types import EstimatedEnergy
 from compressor.errors import EnergyError
 
@@ -131,6 +131,17 @@ def estimate_calibrated(calibration: Calibration, *, cpu_s: float, wall_s: float
     )
 
 
+def estimate_with(calibration: Calibration | None, *, cpu_s: float, wall_s: float) -> EstimatedEnergy:
+    """Energy of work on this machine: by its calibration, or from published watts of its CPU family where None.
+
+    Raises:
+        EnergyError: no length, or impossible CPU time.
+    """
+    if calibration is None:
+        return estimate_energy(cpu_s=cpu_s, wall_s=wall_s)
+    return estimate_calibrated(calibration, cpu_s=cpu_s, wall_s=wall_s)
+
+
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write a calibration as JSON."""
     text = json.dumps({"schema": SCHEMA} | asdict(calibration), indent=1)
@@ -141,7 +152,7 @@ def load_calibration(path: Path, *, cpu: Cpu) -> Calibration:
     """Read a calibration that was made on this machine.
 
     Raises:
-        EnergyError: not such a file, or one made on another processor.
+        EnergyError: not such a file, one made on another processor, or a guest, which is a share of a machine.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -158,6 +169,12 @@ def load_calibration(path: Path, *, cpu: Cpu) -> Calibration:
             f"was made on {calibration.n_vcpu} x {calibration.cpu!r}; this machine has {cpu.n_vcpu} x {cpu.name!r}",
             where=str(path),
             hint="compressor energy calibrate",
+        )
+    if cpu.hypervisor is not None:
+        raise EnergyError(
+            f"holds the watts of a whole machine, and this is a guest on one ({cpu.hypervisor})",
+            where=str(path),
+            hint="leave the calibration out: the published watts of the CPU family are used",
         )
     return calibration
 

@@ -114,7 +114,7 @@ def assemble(
                 winner.id, baseline, candidates, lambda one: all(keeps(hold(goal, one)) for goal in quality)
             )
             update["payback"] = paybacks(
-                Comparison(winner, base, others),
+                Comparison(winner, base, others, suite.calibration),
                 sessions,
                 stage_costs,
                 pipeline=pipeline,

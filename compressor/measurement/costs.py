@@ -119,8 +119,19 @@ def measurement_of(
     source: str | None,
     profile: Profile,
     seed: int,
+    calibration: energy.Calibration | None = None,
 ) -> Measurement:
     """One row of the report.
+
+    Args:
+        candidate: whose.
+        session: with its rounds.
+        phase: which of its phases.
+        baseline: candidate that ratios are against.
+        source: the fp32 graph it was made from, where that is a candidate too.
+        profile: rounds and windows.
+        seed: of the bootstrap.
+        calibration: watts of this machine for estimates.
 
     Raises:
         EnergyError: a decode cost that noise swallowed: a line over the output lengths that does not rise.
@@ -147,7 +158,7 @@ def measurement_of(
     if source is not None and source in session.runs:
         others = rounds_of(session.runs[source], phase, prepared)
         to_source = _report_ratio(_ratio(rounds, others, "cpu_s_per_token", seed), source, remarks, "cpu_s_per_token")
-    joules = energy_figure(run, phase, prepared, rounds)
+    joules = energy_figure(run, phase, prepared, rounds, calibration)
     is_measured = joules.result is not None and joules.result["kind"] == "measured"
     is_decode = phase == "decode"
     return Measurement(
@@ -221,20 +232,30 @@ def _remarks(run: Run, session: Session) -> list[str]:
 # Joules --------------------------------------------------------------------------------------------------------------
 
 
-def energy_figure(run: Run, phase: Phase, prepared: PreparedWorkload, rounds: Sequence[Round]) -> EnergyFigure:
+def energy_figure(
+    run: Run,
+    phase: Phase,
+    prepared: PreparedWorkload,
+    rounds: Sequence[Round],
+    calibration: energy.Calibration | None = None,
+) -> EnergyFigure:
     """Joules of a run: measured where a meter read every window, else estimated from CPU and wall seconds."""
     turns = [turn for taken in run.turns[phase] for turn in taken]
     readings = [turn.energy for turn in turns if turn.energy is not None]
     try:
         if readings:
             return _metered(turns, phase, prepared, rounds, energy.sum_energy(readings))
-        return _estimated(turns, phase, prepared, rounds)
+        return _estimated(turns, phase, prepared, rounds, calibration)
     except EnergyError as error:
         return EnergyFigure(result=None, reason=error.message)
 
 
 def _estimated(
-    turns: Sequence[Turn], phase: Phase, prepared: PreparedWorkload, rounds: Sequence[Round]
+    turns: Sequence[Turn],
+    phase: Phase,
+    prepared: PreparedWorkload,
+    rounds: Sequence[Round],
+    calibration: energy.Calibration | None,
 ) -> EnergyFigure:
     """The model is linear in CPU and wall seconds, so the cost of one token can be put in as well as a total."""
     if phase == "decode":
@@ -245,7 +266,7 @@ def _estimated(
     else:
         cpu_s, wall_s = sum(turn.cpu_s for turn in turns), sum(turn.wall_s for turn in turns)
         work = _input_work(turns, prepared)
-    result = energy.estimate_energy(cpu_s=cpu_s, wall_s=wall_s)
+    result = energy.estimate_with(calibration, cpu_s=cpu_s, wall_s=wall_s)
     return EnergyFigure(result=energy.to_json(result), reason=None, figures=_figures(result, work))
 
 

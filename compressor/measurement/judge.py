@@ -295,6 +295,7 @@ def _measurements(
                         source=_source_of(spec, alive),
                         profile=work.suite.profile,
                         seed=work.suite.seed,
+                        calibration=work.suite.calibration,
                     )
                 except EnergyError as error:
                     failures.append(Failure(where=spec.id, error=type(error).__name__, text=str(error)))

@@ -32,11 +32,13 @@ class Comparison:
         winner: whose stages have to be paid for.
         baseline: the uncompressed reference.
         alternatives: other candidates that keep the quality goals.
+        calibration: watts of this machine for estimates; published ones of its CPU family where None.
     """
 
     winner: Candidate
     baseline: Candidate
     alternatives: tuple[Candidate, ...]
+    calibration: energy.Calibration | None = None
 
 
 def paybacks(
@@ -73,7 +75,8 @@ def paybacks(
             stages = _stages_of(pipeline, compared.winner) - _stages_of(pipeline, other)
             gate = _gate(session, compared.baseline.id, seed) if is_shown else math.inf
             for unit, tokens in _units(session, winner).items():
-                text, figures = _break_even(session, winner, other.id, (unit, tokens), stages, stage_costs, gate)
+                cost = _StagesCost(stages, stage_costs, compared.calibration)
+                text, figures = _break_even(session, winner, other.id, (unit, tokens), cost, gate)
                 entry = {"workload": session.prepared.workload.id, "candidate": winner, "against": other.id}
                 entry |= {"role": role, "unit": unit, "text": text}
                 found.append(Payback.model_validate({**entry, "stages": tuple(sorted(stages)), "figures": figures}))
@@ -126,13 +129,19 @@ def _units(session: Session, winner: str) -> dict[str, dict[Phase, float]]:
     return {"requests": {prepared.phase: row}, "input tokens": {prepared.phase: 1.0}}
 
 
-def _saving(session: Session, winner: str, other: str, tokens: Mapping[Phase, float]) -> Saving:
+def _saving(
+    session: Session,
+    winner: str,
+    other: str,
+    tokens: Mapping[Phase, float],
+    calibration: energy.Calibration | None,
+) -> Saving:
     """What a unit saves, paired by round.
 
     Raises:
         EnergyError: joules that noise swallowed, or that are measured for one of the two only.
     """
-    own, base = (_unit_j(session, id_, tokens) for id_ in (winner, other))
+    own, base = (_unit_j(session, id_, tokens, calibration) for id_ in (winner, other))
     if own.is_estimated != base.is_estimated or own.scopes != base.scopes:
         raise EnergyError(f"the joules of {winner} and {other} were not had in the same way")
     if min(fmean(own.joules), fmean(base.joules)) <= 0:
@@ -160,7 +169,9 @@ class _UnitJoules:
     scopes: tuple[energy.Scope, ...]
 
 
-def _unit_j(session: Session, candidate: str, tokens: Mapping[Phase, float]) -> _UnitJoules:
+def _unit_j(
+    session: Session, candidate: str, tokens: Mapping[Phase, float], calibration: energy.Calibration | None
+) -> _UnitJoules:
     """Measured where every window was, else from CPU and wall seconds by the model."""
     run = session.runs[candidate]
     per_round = list(zip(*(rounds_of(run, phase, session.prepared) for phase in tokens), strict=True))
@@ -173,7 +184,8 @@ def _unit_j(session: Session, candidate: str, tokens: Mapping[Phase, float]) -> 
         )
         return _UnitJoules(joules, (1.0, 1.0), is_estimated=False, scopes=metered[0].scopes)
     estimates = [
-        energy.estimate_energy(
+        energy.estimate_with(
+            calibration,
             cpu_s=sum(n * one.cpu_s_per_token for n, one in zip(weights, phases, strict=True)),
             wall_s=sum(n * one.wall_s_per_token for n, one in zip(weights, phases, strict=True)),
         )
@@ -210,25 +222,33 @@ def _gate(session: Session, baseline: str, seed: int) -> float:
 # Break-even ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _StagesCost:
+    """What has to be paid back: which stages, what each took, and how missing joules are estimated."""
+
+    stages: frozenset[str]
+    known: Sequence[StageCost]
+    calibration: energy.Calibration | None
+
+
 def _break_even(
     session: Session,
     winner: str,
     against: str,
     unit: tuple[str, Mapping[Phase, float]],
-    stages: frozenset[str],
-    stage_costs: Sequence[StageCost],
+    stages: _StagesCost,
     gate: float,
 ) -> tuple[str, dict[str, int]]:
     """The sentence, and the numbers where one is shown."""
     name, tokens = unit
     mark = ""
     try:
-        saving = _saving(session, winner, against, tokens)
+        saving = _saving(session, winner, against, tokens, stages.calibration)
         mark = " (estimated)" if saving.is_estimated else ""
         refusal = _refusal(saving, gate)
         if refusal is not None or saving.interval is None:
             raise EnergyError(refusal or "fewer than three rounds were measured")
-        cost = _cost(stages, stage_costs)
+        cost = _cost(stages)
         if cost.scopes != saving.scopes:
             covers = " and ".join(", ".join(scope.words for scope in one) for one in (cost.scopes, saving.scopes))
             raise EnergyError(f"cost and saving cover different things: {covers}")
@@ -248,28 +268,28 @@ def _refusal(saving: Saving, gate: float) -> str | None:
     return None
 
 
-def _cost(stages: frozenset[str], stage_costs: Sequence[StageCost]) -> energy.Energy:
+def _cost(paid: _StagesCost) -> energy.Energy:
     """Joules of the stages; from CPU and wall seconds where a stage was resumed and its joules were not read.
 
     Raises:
         EnergyError: no stage to pay for, a stage whose cost is unknown, or scopes that do not add up.
     """
-    known = {cost.stage: cost for cost in stage_costs}
+    known, stages = {cost.stage: cost for cost in paid.known}, paid.stages
     missing = sorted(stages - set(known))
     if missing:
         raise EnergyError(f"what {', '.join(missing)} took is unknown")
     if not stages:
         raise EnergyError("it needed no stage that the other did not: there is nothing to pay back")
-    total = energy.sum_energy([_stage_energy(known[id_]) for id_ in sorted(stages)])
+    total = energy.sum_energy([_stage_energy(known[id_], paid.calibration) for id_ in sorted(stages)])
     if isinstance(total, energy.InvalidEnergy):
         raise EnergyError(f"the cost of compressing was not measured: {total.reason}")
     return total
 
 
-def _stage_energy(cost: StageCost) -> energy.EnergyResult:
+def _stage_energy(cost: StageCost, calibration: energy.Calibration | None) -> energy.EnergyResult:
     if cost.energy.result is not None:
         return energy.from_json(cost.energy.result)
-    return energy.estimate_energy(cpu_s=cost.cpu_s, wall_s=cost.wall_s)
+    return energy.estimate_with(calibration, cpu_s=cost.cpu_s, wall_s=cost.wall_s)
 
 
 def alternatives_to(

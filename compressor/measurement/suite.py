@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from compressor import energy
 from compressor.checkpoints.store import Checkpoint
+from compressor.errors import EnergyError, UserError
 from compressor.measurement.profiles import PROFILES, Profile
 from compressor.spec.chain import resolve_sources
-from compressor.spec.evaluation import Evaluate, Goal, Target, Workload
+from compressor.spec.evaluation import Energy, Evaluate, Goal, Target, Workload
 from compressor.spec.pipeline import Pipeline
 from compressor.spec.sources import Data
 from compressor.spec.tasks import TASKS, Task
@@ -47,6 +50,7 @@ class Suite:
         labels: names of the classes; None where rows carry ids.
         leaves: stages from which no other starts; None where every candidate is an end.
         pipeline: the validated pipeline as JSON, for the report; empty where there was none.
+        calibration: watts of this machine for estimates; published ones of its CPU family where None.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Suite:
     goals: tuple[Goal, ...]
     leaves: frozenset[str] | None
     pipeline: dict[str, Any]
+    calibration: energy.Calibration | None = None
 
     @property
     def threads(self) -> int:
@@ -96,4 +101,21 @@ def suite_of(pipeline: Pipeline) -> Suite:
         leaves=frozenset(stage.id for stage in pipeline.stages if stage.id not in used),
         # As it was written, without defaults: only so does it read back as a valid pipeline.
         pipeline=pipeline.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        calibration=calibration_of(pipeline.energy),
     )
+
+
+def calibration_of(section: Energy, root: Path = Path("/")) -> energy.Calibration | None:
+    """The calibration that the pipeline names, read; None where it names none.
+
+    Raises:
+        UserError: no such file, one made on another processor, or a guest.
+    """
+    if section.calibration is None:
+        return None
+    try:
+        return energy.load_calibration(Path(section.calibration), cpu=energy.identify_cpu(root))
+    except EnergyError as error:
+        raise UserError(
+            f"{section.calibration} {error.message}", where="energy.calibration", hint=error.hint
+        ) from error

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compressor import energy
 from compressor.checkpoints.fingerprint import fingerprint, library_versions
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.splits import StageData, open_stage_data
 from compressor.errors import CompressorError, InterruptedRunError, UserError
 from compressor.measurement.judge import CandidateSpec, judge
 from compressor.measurement.session import check_energy_is_measurable
+from compressor.measurement.suite import calibration_of
 from compressor.pipeline.layout import (
     RunState,
     StepState,
@@ -107,6 +109,7 @@ def run(
     Raises:
         PipelineError: the pipeline is wrong; nothing was done.
         ProvenanceError: measured energy was required and there is none to be had.
+        UserError: a calibration that is not of this machine; nothing was done.
         CompressorError: a stage or the judging failed; finished stages are kept.
         InterruptedRunError: stopped by the user; run the same again to go on.
     """
@@ -117,6 +120,7 @@ def run(
     run_dir = Path(out) if out is not None else Path("runs") / validated.name
     validated = put_in_files(validated, run_dir, model=model, tokenizer=tokenizer, data=data)
     check_energy_is_measurable(validated, require=require)
+    calibration = calibration_of(validated.energy)
     plan = make_plan(validated)
     steps = needed_for(plan, _known_stage(plan, until))
     forced = {_known_stage(plan, stage) for stage in force}
@@ -124,7 +128,7 @@ def run(
     run_dir.mkdir(parents=True, exist_ok=True)
     emit(RunStarted(pipeline=validated.name, run_dir=str(run_dir), stages=tuple(step.id for step in state.steps)))
     try:
-        session = _Session(validated, plan, run_dir, state, _open_data(validated), emit)
+        session = _Session(validated, plan, run_dir, state, _open_data(validated), calibration, emit)
         checkpoints, skipped = _run_steps(session, steps, forced)
         report = _judge(session, steps, checkpoints, skipped, metrics) if until is None else None
         state.status = "finished"
@@ -150,6 +154,7 @@ class _Session:
     run_dir: Path
     state: RunState
     data: StageData
+    calibration: energy.Calibration | None
     emit: Emit
 
 
@@ -284,6 +289,7 @@ def _context(session: _Session, identity: str, workdir: Path) -> StageContext:
         emit=session.emit,
         workdir=workdir,
         cache_dir=session.run_dir / "cache",
+        calibration=session.calibration,
     )
 
 

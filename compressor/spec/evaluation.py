@@ -106,6 +106,8 @@ class Energy(Part):
     """5 rounds of 3 s, 10 of 10 s, or 10 of 60 s; `smoke` (3 of 0.2 s) only shows that the path works."""
     accept: Literal["measured", "estimated"] = "measured"
     """Whether a goal in joules may be judged on an estimate."""
+    calibration: str | None = None
+    """File that `compressor energy calibrate` wrote on this machine: estimates use its watts, and stay estimates."""
     pue: float | None = Field(default=None, ge=1)
     """Power usage effectiveness: energy of the building over that of its machines."""
     pue_source: str | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor import energy
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.splits import StageData
 from compressor.schema.events import Emit
@@ -30,6 +31,7 @@ class StageContext:
         emit: takes events.
         workdir: outlives a crash, so training resumes from it; never part of a checkpoint.
         cache_dir: shared by the stages of a run (teacher outputs); `workdir` where absent.
+        calibration: watts of this machine for the stage's estimated energy; no part of what the stage makes.
     """
 
     data: StageData
@@ -44,6 +46,7 @@ class StageContext:
     emit: Emit
     workdir: Path
     cache_dir: Path | None = None
+    calibration: energy.Calibration | None = None
 
 
 @dataclass(frozen=True)

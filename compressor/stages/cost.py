@@ -71,8 +71,13 @@ class CostMeter:
 
 
 @contextmanager
-def measure_cost(workdir: Path) -> Iterator[CostMeter]:
-    """Time and energy of the work inside; read `meter.cost` afterwards."""
+def measure_cost(workdir: Path, calibration: energy.Calibration | None = None) -> Iterator[CostMeter]:
+    """Time and energy of the work inside; read `meter.cost` afterwards.
+
+    Args:
+        workdir: takes the journal.
+        calibration: watts of this machine, where energy can only be estimated.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     meter = CostMeter(workdir)
     sources = _measured_sources()
@@ -95,7 +100,7 @@ def measure_cost(workdir: Path) -> Iterator[CostMeter]:
     elif window is None:
         # From the stage's own CPU time, as its wall time resumed or not: the machine's total holds its neighbours'.
         try:
-            record = energy.to_json(energy.estimate_energy(cpu_s=cpu_s, wall_s=wall_s))
+            record = energy.to_json(energy.estimate_with(calibration, cpu_s=cpu_s, wall_s=wall_s))
         except EnergyError as error:
             reason = error.message
     meter.cost = Cost(wall_s=wall_s, cpu_s=cpu_s, energy=record, energy_reason=reason)

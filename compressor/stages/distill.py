@@ -46,7 +46,7 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
     """
     source, teacher = inputs.source, inputs.teacher
     _check_same_language(source, teacher)
-    with measure_cost(ctx.workdir) as meter, quiet_transformers():
+    with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
         splits = open_splits(source, ctx, config.training.rows)
         student, structure = _student(config, source)

@@ -37,7 +37,7 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
         ParityError: the graph does not say what the torch model says.
     """
     source, path = inputs.source, out_dir / GRAPH
-    with measure_cost(ctx.workdir) as meter, quiet_transformers():
+    with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
         emit(Progress(config.id, "export", 0, N_STEPS))
         carry_files(source.path, out_dir, exclude_prefixes=("onnx/",))

@@ -22,7 +22,7 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
         StageError: the loss stopped being a number.
     """
     source = inputs.source
-    with measure_cost(ctx.workdir) as meter, quiet_transformers():
+    with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         splits = open_splits(source, ctx, config.training.rows)
         module = load_module(source)
         result = fit(

@@ -12,14 +12,14 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 from pydantic import TypeAdapter
 
-from compressor import errors
+from compressor import energy, errors
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.data.splits import StageData
 from compressor.errors import CompressorError, StageError
@@ -114,6 +114,7 @@ def write_job(job: Job) -> Path:
         "versions": dict(ctx.versions),
         "workdir": str(ctx.workdir),
         "cache_dir": str(ctx.cache_dir) if ctx.cache_dir is not None else None,
+        "calibration": asdict(ctx.calibration) if ctx.calibration is not None else None,
     }
     path = ctx.workdir / "job.json"
     path.write_text(json.dumps(values, indent=1))
@@ -125,7 +126,7 @@ def read_job(path: Path, emit: Emit) -> Job:
     values = json.loads(path.read_text())
     rows = {split: _read_rows(name) for split, name in values["rows"].items()}
     teacher = values["teacher"]
-    cache_dir = values["cache_dir"]
+    cache_dir, calibration = values["cache_dir"], values["calibration"]
     return Job(
         config=TypeAdapter(Stage).validate_python(values["config"]),
         inputs=StageInputs(
@@ -151,6 +152,7 @@ def read_job(path: Path, emit: Emit) -> Job:
             emit=emit,
             workdir=Path(values["workdir"]),
             cache_dir=Path(cache_dir) if cache_dir is not None else None,
+            calibration=energy.Calibration(**calibration) if calibration is not None else None,
         ),
     )
 

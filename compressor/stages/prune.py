@@ -48,7 +48,7 @@ def prune(config: Prune, inputs: SourceInput, out_dir: Path, ctx: StageContext) 
         StageError: nothing was removed.
     """
     source = inputs.source
-    with measure_cost(ctx.workdir) as meter, quiet_transformers():
+    with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
         module = load_module(source)
         batches = calibration_batches(source, ctx)

@@ -59,7 +59,7 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
     _check_provider(config.scheme, ctx.target.provider)
     graph = source.path / _fp32_variant(source).path
     path = out_dir / GRAPHS[config.scheme]
-    with measure_cost(ctx.workdir) as meter:
+    with measure_cost(ctx.workdir, ctx.calibration) as meter:
         emit = meter.watching(ctx.emit)
         emit(Progress(config.id, "quantise", 0, N_STEPS))
         carry_files(source.path, out_dir)

@@ -69,7 +69,7 @@ def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpo
         DataError: a tokenizer is to be trained, and there is no training split.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    with measure_cost(ctx.workdir) as meter:
+    with measure_cost(ctx.workdir, ctx.calibration) as meter:
         loaded = _from_config(model, out_dir, ctx) if model.config is not None else _from_folder(model, out_dir, ctx)
         _check_length(loaded.module.config, ctx.max_tokens)
     if loaded.new_weights:

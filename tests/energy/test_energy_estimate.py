@@ -19,6 +19,7 @@ from compressor.energy import (
     calibrate,
     estimate_calibrated,
     estimate_energy,
+    estimate_with,
     find_hypervisor,
     identify_cpu,
     load_calibration,
@@ -244,6 +245,15 @@ def test_a_calibration_is_saved_and_belongs_to_its_machine(tmp_path: Path) -> No
     assert load_calibration(path, cpu=METAL) == line
     with pytest.raises(EnergyError, match="was made on 2 x 'AMD EPYC 7763'; this machine has 8 x 'Other'"):
         load_calibration(path, cpu=Cpu("Other", None, 8, None))
+    with pytest.raises(EnergyError, match="holds the watts of a whole machine, and this is a guest on one"):
+        load_calibration(path, cpu=VM)
     path.write_text("{}")
     with pytest.raises(EnergyError, match=r"is no energy-calibration/1 file\n  -> compressor energy calibrate"):
         load_calibration(path, cpu=METAL)
+
+
+def test_work_is_estimated_by_the_calibration_where_there_is_one() -> None:
+    line = calibrate([PlugReading(0, 40), PlugReading(1, 100)], cpu=METAL)
+    by_plug = estimate_with(line, cpu_s=2.0, wall_s=4.0)
+    assert (by_plug.est_energy_gross_j, by_plug.provenance.value) == (pytest.approx(220.0), "model_calibrated")
+    assert estimate_with(None, cpu_s=2.0, wall_s=4.0).provenance.value == "model_estimated"

@@ -54,7 +54,7 @@ def test_a_run_refuses_it_before_any_work(tmp_path: Path) -> None:
     energy.save_calibration(LINE, tmp_path / "c.json")
     with pytest.raises(UserError, match="was made on 2 x 'Some CPU'; this machine has"):
         running.run(SMOKE, out=tmp_path / "run", overrides=[f"energy.calibration={tmp_path / 'c.json'}"])
-    with pytest.raises(UserError, match="nowhere.json is no calibration"):
+    with pytest.raises(UserError, match=r"nowhere\.json is no calibration"):
         running.run(SMOKE, out=tmp_path / "run", overrides=["energy.calibration=nowhere.json"])
     assert not (tmp_path / "run").exists()
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from stage_shelf import CASES, TRAINING, Shelf, make_context, stage_config
 
+from compressor import energy
 from compressor.checkpoints.manifest import MANIFEST_NAME
 from compressor.errors import (
     CompressorError,
@@ -43,8 +44,11 @@ def wait_for(line_part: str, child: subprocess.Popen[str]) -> None:
 
 def test_a_child_does_what_the_stage_does_here(bert: Shelf, tmp_path: Path, events: list[Event]) -> None:
     here = bert.get("finetune")
-    there = bert.make("finetune", tmp_path, runner=run_stage, emit=events.append)
+    watts = energy.Calibration(idle_w=20.0, dynamic_w=40.0, band=0.02, n_vcpu=64, n_readings=3, cpu="x")
+    there = bert.make("finetune", tmp_path, runner=run_stage, emit=events.append, calibration=watts)
     assert there.digest == here.digest
+    assert there.record.energy is not None
+    assert there.record.energy["kind"] == "measured" or there.record.energy["provenance"] == "model_calibrated"
     steps = [event for event in events if isinstance(event, Progress) and event.task == "train"]
     assert steps[-1].done == steps[-1].total == here.record.realised["steps"]
     assert "loss" in steps[-1].values or "accuracy" in steps[-1].values

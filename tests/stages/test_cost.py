@@ -31,6 +31,17 @@ def test_without_a_meter_a_stage_is_estimated_from_its_own_cpu_time_over_all_att
     assert (cost.energy["inputs"]["cpu_s"], cost.energy["wall_s"]) == (cost.cpu_s, cost.wall_s)
 
 
+def test_a_calibration_of_this_machine_makes_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "choose_sources", no_meter)
+    line = energy.Calibration(idle_w=1000.0, dynamic_w=500.0, band=0.15, n_vcpu=2, n_readings=2, cpu="x")
+    with measure_cost(tmp_path, line) as meter:
+        pass
+    cost = meter.cost
+    assert cost is not None and cost.energy is not None
+    assert (cost.energy["kind"], cost.energy["provenance"]) == ("estimated", "model_calibrated")
+    assert cost.energy["est_energy_gross_j"] == pytest.approx(1000.0 * cost.wall_s + 250.0 * cost.cpu_s)
+
+
 def test_an_attempt_that_was_cut_short_is_counted(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), measure_cost(tmp_path) as first:
         sum(range(10**6))
