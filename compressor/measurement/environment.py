@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import psutil
 
 from compressor import energy
 from compressor.checkpoints.fingerprint import library_versions
-from compressor.measurement.guard import cpu_quota
+from compressor.measurement.guard import cpu_quota, gpu_processes
 
 FLAGS_THAT_MATTER = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 """Processor flags that decide how fast low precision runs (the last three are Arm's)."""
@@ -30,6 +31,7 @@ def read_environment(root: Path = Path("/")) -> dict[str, Any]:
         "processors": psutil.cpu_count(logical=True),
         "cores": psutil.cpu_count(logical=False),
         "cpu_quota": cpu_quota(root),
+        "gpu_processes": asdict(gpu_processes()),
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": list(psutil.getloadavg()),
         "versions": library_versions(),
