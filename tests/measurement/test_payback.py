@@ -236,6 +236,24 @@ def test_cooling_and_carbon_bring_their_assumptions() -> None:
     assert "36 gCO2e/kWh, FR 2024, average, location-based (grid operator); PUE 1.5 (operator)" in carbon[0].text
 
 
+def test_a_cooling_plant_by_its_cop_is_printed_with_its_assumption() -> None:
+    """810 J of stages, of which the plant carries out 80 % at 4 J of heat a joule: 810 J x (1 + 0.8 / 4)."""
+    section = Energy(cop=4.0, cop_source="data sheet", heat_share=0.8)
+    figure = EnergyFigure(result=energy.to_json(joules(100.0)), reason=None, figures={"j_per_request": 2.0})
+    winner = candidate("int8", measurements=(measured(energy=figure),))
+    facility, carbon = assumed_figures(section, [winner], COSTS)
+    assert carbon == ()
+    assert [one.figures for one in facility] == [
+        {"facility_j": pytest.approx(972.0)},
+        {"facility_j_per_request": pytest.approx(2.4)},
+    ]
+    text = markdown(report(facility=facility))
+    assert (
+        "compressing, all stages: 972 +-1 J [80% of the heat removed at COP 4, no distribution losses (data sheet)]"
+        in text
+    )
+
+
 def test_without_factors_there_is_neither() -> None:
     assert assumed_figures(Energy(), [], COSTS) == ((), ())
 
