@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from compressor.energy import counter
 from compressor.energy.domain import CounterWindow, DomainLog, Provenance, Scope
+from compressor.energy.notebook import estimated_html, invalid_html, measured_html
 from compressor.errors import EnergyError
 
 
@@ -78,6 +79,10 @@ class MeasuredEnergy:
         where = ", ".join(scope.words for scope in self.scopes)
         number = _to_uncertainty(self.energy_gross_j, self.energy_uncertainty_j)
         return f"{number} J +-{_significant(self.energy_uncertainty_j, 1)} ({self.meter} {where})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return measured_html(self)
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,10 @@ class EstimatedEnergy:
         mark = "simulated, estimated" if self.provenance is Provenance.SIMULATED else "estimated"
         return f"~{_significant(value, 2)} J ({mark}, {band})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows, marked as an estimate."""
+        return estimated_html(self)
+
 
 @dataclass(frozen=True)
 class InvalidEnergy:
@@ -180,6 +189,10 @@ class InvalidEnergy:
 
     def __str__(self) -> str:
         return f"not measured: {self.reason} ({self.meter})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return invalid_html(self.reason, self)
 
 
 Energy: TypeAlias = MeasuredEnergy | EstimatedEnergy

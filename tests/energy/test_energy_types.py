@@ -235,3 +235,23 @@ def test_a_file_is_verified_at_any_depth(tmp_path: Path) -> None:
         verify_file(path)
     with pytest.raises(EnergyError, match="cannot be read: No such file"):
         verify_file(tmp_path / "none.json")
+
+
+# Notebooks
+
+
+def test_a_notebook_shows_a_measurement_as_one_and_an_estimate_marked() -> None:
+    of_counter, of_model = measured()._repr_html_(), estimated()._repr_html_()
+    assert "<caption>measured: 1.93" in of_counter and "J +-0.002 (RAPL package)</caption>" in of_counter
+    assert "<th scope='row'>energy_gross_j</th>" in of_counter and "estimated" not in of_counter
+    assert f"<caption>estimated, not measured: {estimated()}</caption>" in of_model
+    assert "<th scope='row'>est_energy_gross_j</th><td>~" in of_model and "(estimated, " in of_model
+    assert ">energy_gross_j<" not in of_model and "model_estimated" in of_model
+    assert "one vCPU may be one or two hardware threads" in of_model
+
+
+def test_a_notebook_shows_a_reason_where_there_is_no_number() -> None:
+    shown = dataclasses.replace(INVALID, reason="<b>lost</b>")._repr_html_()
+    assert "<caption>not measured: &lt;b&gt;lost&lt;/b&gt; (RAPL)</caption>" in shown
+    assert "_j<" not in shown and "<b>" not in shown
+    assert "no idle power was measured before and after the window" in measured()._repr_html_()
