@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from fake_machine import GUEST, FakeMachine, log
 
-from compressor.energy import Meter, Provenance, Quantity, Scope, all_meters, counter
+from compressor.energy import InvalidEnergy, Meter, Provenance, Quantity, Scope, Source, Window, all_meters, counter
 from compressor.energy.meters import ipmi, perf_power
 from compressor.energy.meters.battery import BatteryMeter
 from compressor.energy.meters.cpu_time import CpuTimeMeter
@@ -501,6 +501,29 @@ def test_a_stalled_plug_is_named_and_does_not_hold_the_window_up() -> None:
         pytest.raises(EnergyError, match="does not answer: timed out"),
     ):
         get_json(address + SHELLY, timeout_s=0.1)
+
+
+def test_a_plug_that_stalls_for_five_seconds_in_mid_window_is_named_and_the_work_goes_on() -> None:
+    """As long as it was asked to: the meter's own patience, a real server, and a window around work that is done."""
+
+    class Stalling(dict[str, Any]):
+        stalls_s = 0.0
+
+        def get(self, path: str, default: Any = None) -> Any:
+            time.sleep(self.stalls_s)
+            return super().get(path, default)
+
+    answers = Stalling({SHELLY: {"apower": 40.0}})
+    done = []
+    with device(answers) as address:
+        meter = ShellyMeter(address)
+        window = Window([Source(meter, meter.domains())])
+        with window:
+            answers.stalls_s = 5.0
+            done.append("work")
+    assert done == ["work"]
+    assert isinstance(window.result, InvalidEnergy)
+    assert "does not answer: timed out" in window.result.reason
 
 
 @pytest.mark.parametrize(
