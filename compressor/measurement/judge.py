@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset
 
 from compressor.checkpoints.store import Checkpoint
-from compressor.data.splits import TestData, find_leaks, open_stage_data, open_test_data
+from compressor.data.splits import StageData, TestData, find_leaks, open_stage_data, open_test_data
 from compressor.data.tokenize import load_tokenizer
 from compressor.errors import EnergyError, UserError
 from compressor.measurement.answers import Answering, Answers, collect_answers
@@ -45,6 +45,7 @@ from compressor.measurement.workers import Job
 from compressor.schema.events import CandidateMeasured, Emit, Note
 from compressor.schema.report import Failure, Measurement, Quality, Report, StageCost
 from compressor.spec.pipeline import Pipeline
+from compressor.spec.tasks import TASKS
 
 __all__ = ["CandidateSpec", "Suite", "judge", "judge_suite", "suite_of"]
 
@@ -77,9 +78,7 @@ def judge(
         UserError: an unknown metric, too little text for a workload, or a joule goal that only an estimate could judge.
     """
     suite = suite_of(pipeline)
-    stages_saw = open_stage_data(pipeline.data, suite.task, suite.labels, pipeline.seed)
-    test = open_test_data(suite.data, suite.task, suite.labels)
-    find_leaks(stages_saw, test)
+    stages_saw, test = _open_all_splits(pipeline)
     return judge_suite(
         suite,
         candidates,
@@ -92,6 +91,23 @@ def judge(
         metrics=metrics or {},
         emit=emit,
     )
+
+
+def check_splits(pipeline: Pipeline) -> None:
+    """Read every split once before any work: a run of hours should not end on a test file that is missing or leaks.
+
+    Raises:
+        DataError: a split cannot be read, or the test split shares rows with another.
+    """
+    _open_all_splits(pipeline)
+
+
+def _open_all_splits(pipeline: Pipeline) -> tuple[StageData, TestData]:
+    task, labels = TASKS[pipeline.model.task], pipeline.model.labels
+    stages_saw = open_stage_data(pipeline.data, task, labels, pipeline.seed)
+    test = open_test_data(pipeline.data, task, labels)
+    find_leaks(stages_saw, test)
+    return stages_saw, test
 
 
 def judge_suite(

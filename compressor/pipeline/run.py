@@ -18,7 +18,7 @@ from compressor.checkpoints.fingerprint import fingerprint, library_versions
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.splits import StageData, open_stage_data
 from compressor.errors import CompressorError, InterruptedRunError, UserError
-from compressor.measurement.judge import CandidateSpec, judge
+from compressor.measurement.judge import CandidateSpec, check_splits, judge
 from compressor.measurement.session import check_energy_is_measurable
 from compressor.measurement.suite import calibration_of
 from compressor.pipeline.layout import (
@@ -115,17 +115,20 @@ def run(
     """
     emit = on_event or (lambda event: None)
     if not isinstance(pipeline, Pipeline):
-        pipeline = load_pipeline(pipeline, overrides=overrides, metrics=tuple(metrics or ()))
+        # What is given in memory stands where the pipeline would name a file.
+        in_memory = [f"data.{split}={{path: in memory}}" for split in data or ()]
+        pipeline = load_pipeline(pipeline, overrides=[*overrides, *in_memory], metrics=tuple(metrics or ()))
     validated = pipeline
     run_dir = Path(out) if out is not None else Path("runs") / validated.name
     validated = put_in_files(validated, run_dir, model=model, tokenizer=tokenizer, data=data)
     check_energy_is_measurable(validated, require=require)
+    check_splits(validated)
     calibration = calibration_of(validated.energy)
     plan = make_plan(validated)
     steps = needed_for(plan, _known_stage(plan, until))
     forced = {_known_stage(plan, stage) for stage in force}
     state = _new_state(validated, steps)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    _make_run_folder(run_dir)
     emit(RunStarted(pipeline=validated.name, run_dir=str(run_dir), stages=tuple(step.id for step in state.steps)))
     try:
         session = _Session(validated, plan, run_dir, state, _open_data(validated), calibration, emit)
@@ -168,6 +171,17 @@ class _Work:
     scratch: bool
     force: bool
     make: Callable[[Path, StageContext], Checkpoint]
+
+
+def _make_run_folder(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder of the run: {error.strerror}",
+            where=str(run_dir),
+            hint="name another with --out: a folder, new or of an earlier run, on a disk that can be written",
+        ) from error
 
 
 def _open_data(pipeline: Pipeline) -> StageData:

@@ -13,7 +13,9 @@ from compressor.spec.sources import Data, DataSource, ModelSource
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here and in the children: sums depend on the number of threads in their last bit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
 
 

@@ -52,9 +52,7 @@ def test_a_child_does_what_the_stage_does_here(bert: Shelf, tmp_path: Path, even
     steps = [event for event in events if isinstance(event, Progress) and event.task == "train"]
     assert steps[-1].done == steps[-1].total == here.record.realised["steps"]
     assert "loss" in steps[-1].values or "accuracy" in steps[-1].values
-    assert not [
-        child for child in psutil.Process().children() if "compressor.stages.child" in " ".join(child.cmdline())
-    ]
+    assert not training_children()
 
 
 def test_an_error_of_the_child_is_raised_as_it_was(bert: Shelf, tmp_path: Path) -> None:
@@ -81,7 +79,7 @@ def test_a_child_that_is_killed_is_a_named_error_and_can_be_resumed(
     def kill_it(event: Event) -> None:
         nonlocal killed
         if isinstance(event, Progress) and event.task == "train" and event.done >= 14 and not killed:
-            (child,) = psutil.Process().children()
+            (child,) = training_children()
             killed = child.pid
             os.kill(child.pid, signal.SIGKILL)
 
@@ -94,6 +92,11 @@ def test_a_child_that_is_killed_is_a_named_error_and_can_be_resumed(
     assert resumed.record.energy is None
     assert resumed.record.energy_reason is not None
     assert resumed.record.wall_s > 0
+
+
+def training_children() -> list[psutil.Process]:
+    """Ours that train; other tests leave helpers of multiprocessing behind."""
+    return [child for child in psutil.Process().children() if "compressor.stages.child" in child.cmdline()]
 
 
 def make(bert: Shelf, settings: dict[str, Any], folder: Path, **changes: Any) -> Any:
@@ -138,7 +141,7 @@ def test_interrupting_the_parent_ends_the_child(bert: Shelf, tmp_path: Path) -> 
 
     with pytest.raises(KeyboardInterrupt):
         make(bert, SLOW, tmp_path, emit=interrupt)
-    assert not psutil.Process().children()
+    assert not training_children()
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
 
 

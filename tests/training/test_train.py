@@ -57,7 +57,7 @@ def equal_weights(a: nn.Module, b: nn.Module) -> bool:
 
 def test_training_lowers_the_loss_and_tells_of_it(tiny_bert: PreTrainedModel, era: Rows, tmp_path: Path) -> None:
     events: list[Event] = []
-    settings = TrainSettings(epochs=40, learning_rate=1e-2, batch_size=8, seed=0)
+    settings = TrainSettings(epochs=40, learning_rate=1e-3, batch_size=8, seed=0)
     result = fit(tiny_bert, era, tmp_path, settings, events=events)
     curve = [point["loss"] for point in result.history if "loss" in point]
     assert sum(curve[-20:]) < 0.8 * sum(curve[:20])
