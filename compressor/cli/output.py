@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from compressor.errors import UserError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -35,6 +38,21 @@ def print_rich(*renderables: Any, markup: bool = False) -> None:
 def say(text: str) -> None:
     """A line for people on stderr."""
     print(text, file=sys.stderr)
+
+
+def write_file(path: Path, text: str) -> None:
+    """A result in a file the user named, and a line that says so.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write here: {error.strerror}", where=str(path), hint="name a file in a folder that is there"
+        ) from error
+    say(f"written: {path}")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> Table:

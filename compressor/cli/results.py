@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from compressor.cli.output import AsJson, print_json, print_rich, say, table
+from compressor.cli.output import AsJson, print_json, print_rich, say, table, write_file
 from compressor.cli.runs import RunFolder
 
 OutFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")]
@@ -53,8 +53,7 @@ def gate(
         require=require,
     )
     if junit is not None:
-        junit.write_text(gates.junit(report, checks, strict=strict), encoding="utf-8")
-        say(f"written: {junit}")
+        write_file(junit, gates.junit(report, checks, strict=strict))
     if summary is not None:
         with summary.open("a", encoding="utf-8") as file:  # CI servers hand one file to several steps
             file.write(gates.summary(report, checks, strict=strict))
@@ -88,5 +87,4 @@ def export_results(
     if out is None:
         print(text, end="")
         return
-    out.write_text(text, encoding="utf-8")
-    say(f"written: {out}")
+    write_file(out, text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compressor.cli.output import AsJson, megabytes, print_json, print_rich, say, table
+from compressor.cli.output import AsJson, megabytes, print_json, print_rich, table, write_file
 from compressor.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,13 +63,11 @@ def report(
     if markdown is not None:
         from compressor.render import markdown as to_markdown
 
-        markdown.write_text(to_markdown(found), encoding="utf-8")
-        say(f"written: {markdown}")
+        write_file(markdown, to_markdown(found))
     if html is not None:
         from compressor.render.page import page
 
-        html.write_text(page(found, records=_stage_records(run)), encoding="utf-8")
-        say(f"written: {html}")
+        write_file(html, page(found, records=_stage_records(run)))
 
 
 def _stage_records(run: Path) -> dict[str, StageRecord]:
@@ -109,8 +107,7 @@ def compare(
     if len(runs) < 2:
         raise UserError("one run has nothing to be compared with", hint="name two or more")
     found = [read_report(run / "report.json" if run.is_dir() else run) for run in runs]
-    html.write_text(page(*found), encoding="utf-8")
-    say(f"written: {html}")
+    write_file(html, page(*found))
 
 
 def card(
@@ -136,8 +133,7 @@ def card(
     if out is None:
         print(text, end="")
         return
-    out.write_text(text, encoding="utf-8")
-    say(f"written: {out}")
+    write_file(out, text)
 
 
 def clean(run: RunFolder, *, as_json: AsJson = False) -> None:

@@ -52,3 +52,16 @@ def test_a_card_goes_to_stdout_or_to_a_file(call: Callable[..., str], tmp_path: 
 def test_a_folder_without_a_report_has_no_card(call: Callable[..., str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no report here"):
         call("card", tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [("report", "--markdown"), ("card", "--out"), ("export-results", "--out")])
+def test_a_file_that_cannot_be_written_is_named(
+    call: Callable[..., str], tmp_path: Path, arguments: tuple[str, str]
+) -> None:
+    missing = tmp_path / "none" / "file"
+    further = ["--format", "cyclonedx"] if arguments[0] == "export-results" else []
+    with pytest.raises(UserError) as raised:
+        call(arguments[0], REPORT, arguments[1], missing, *further)
+    assert str(raised.value) == (
+        f"{missing}: cannot write here: No such file or directory\n  -> name a file in a folder that is there"
+    )

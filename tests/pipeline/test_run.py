@@ -113,6 +113,17 @@ def test_a_stage_that_is_not_there_is_refused_before_any_work(how: dict[str, obj
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("where", "reason"), [("file", "File exists"), ("file/run", "Not a directory")])
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path, where: str, reason: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as raised:
+        run(SMOKE, out=tmp_path / where)
+    assert str(raised.value) == (
+        f"{tmp_path / where}: cannot make the folder of the run: {reason}\n"
+        "  -> name another with --out: a folder, new or of an earlier run, on a disk that can be written"
+    )
+
+
 def test_objects_in_memory_give_what_files_give(
     smoke: RunResult, tmp_path: Path, era_rows: dict[str, list[dict[str, object]]]
 ) -> None:
