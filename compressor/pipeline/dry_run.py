@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from compressor.errors import UserError
+from compressor.measurement.suite import calibration_of
 from compressor.pipeline.plan import make_plan
 from compressor.spec.pipeline import Pipeline
 from compressor.spec.sources import DataSource
@@ -57,6 +59,7 @@ def dry_run(pipeline: Pipeline, *, out: Path | None = None) -> DryRun:
         *_packages(pipeline),
         _model(pipeline, config),
         *_data(pipeline),
+        *_calibration(pipeline),
         *_architecture(pipeline, config),
         _disk(pipeline, parameters, len(plan.steps), out or Path("runs")),
         _memory(pipeline, parameters),
@@ -113,6 +116,17 @@ def _data(pipeline: Pipeline) -> list[Check]:
             hint = f"; {source.how_to_get}" if source.how_to_get else ""
             checks.append(Check(f"data.{split}", False, f"no such file: {source.path}{hint}"))
     return checks
+
+
+def _calibration(pipeline: Pipeline) -> list[Check]:
+    """Whether the watts that estimates shall use are those of this machine."""
+    if pipeline.energy.calibration is None:
+        return []
+    try:
+        calibration_of(pipeline.energy)
+    except UserError as error:
+        return [Check("energy.calibration", False, error.message)]
+    return [Check("energy.calibration", True, f"{pipeline.energy.calibration} is of this machine")]
 
 
 def _architecture(pipeline: Pipeline, config: dict[str, Any] | None) -> list[Check]:

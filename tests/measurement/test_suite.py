@@ -15,6 +15,7 @@ from compressor.measurement.inputs import PreparedWorkload
 from compressor.measurement.session import Run, Turn
 from compressor.measurement.suite import calibration_of
 from compressor.pipeline import run as running
+from compressor.pipeline.dry_run import dry_run
 from compressor.spec.evaluation import Energy, Workload
 
 SMOKE = Path(__file__).parents[2] / "pipelines" / "smoke.yaml"
@@ -57,6 +58,19 @@ def test_a_run_refuses_it_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.json is no calibration"):
         running.run(SMOKE, out=tmp_path / "run", overrides=["energy.calibration=nowhere.json"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    energy.save_calibration(LINE, tmp_path / "c.json")
+    pipeline = running.load_pipeline(SMOKE, overrides=[f"energy.calibration={tmp_path / 'c.json'}"])
+
+    def told() -> tuple[bool | None, str]:
+        return next((one.ok, one.text) for one in dry_run(pipeline).checks if one.name == "energy.calibration")
+
+    ok, text = told()
+    assert ok is False and "c.json was made on 2 x 'Some CPU'; this machine has" in text
+    monkeypatch.setattr(energy, "identify_cpu", lambda root: energy.Cpu("Some CPU", None, 2, None))
+    assert told() == (True, f"{tmp_path / 'c.json'} is of this machine")
 
 
 def test_stages_are_given_it(tmp_path: Path) -> None:
