@@ -1,4 +1,4 @@
-"""fp16, dynamic and static INT8 and weight-only INT8/INT4 of an ONNX file, with ONNX Runtime's quantisers.
+"""fp16, dynamic and static INT8 and weight-only INT8/INT4 of an ONNX file; INT8 and INT4 by ONNX Runtime's quantisers.
 
 What the quantisers leave to their caller is done here: stale shapes of the exporter are dropped, a language-model
 head that shares the embedding's matrix is made visible to them, and that matrix is stored once afterwards. Every
@@ -7,7 +7,6 @@ function returns the facts of the file it wrote, read back from it.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -23,27 +22,15 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode
-from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
-from onnxruntime.transformers.onnx_model import OnnxModel
 
 from compressor.errors import DataError, StageError
 from compressor.graphs.embeddings import quantise_embeddings
 from compressor.graphs.facts import GraphFacts, inspect_onnx, quantised_ops
 from compressor.graphs.files import disk_errors_named, hushed, save_onnx
+from compressor.graphs.half import to_half
 from compressor.graphs.prepare import drop_stale_shapes, head_nodes, load_unquantised, prepare, remove_unused
 
 SCHEMES = ("fp16", "w8a8-dynamic", "w8a8-static", "w8", "w4")
-FP16_KEPT_IN_FP32 = (
-    *DEFAULT_OP_BLOCK_LIST,
-    "LayerNormalization",
-    "Pow",
-    "ReduceMean",
-    "RMSNormalization",
-    "SimplifiedLayerNormalization",
-    "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-    "Softmax",
-)
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -58,21 +45,14 @@ def convert_fp16(path: str | Path, out: str | Path) -> GraphFacts:
     """Store weights and compute in fp16, with fp32 inputs and outputs; norms and softmax stay in fp32.
 
     Raises:
-        UnsupportedError: the graph is already quantised.
+        UnsupportedError: the graph is already quantised, or holds operators of unknown type.
         StageError: nothing was converted, or the disk is full.
     """
     model = load_unquantised(path)
     drop_stale_shapes(model)
-    converted = OnnxModel(model)
-    # Symbolic inference, since fused operators need types too, or casts go missing around kept nodes. Where it cannot
-    # finish, ONNX Runtime drops what it has into the working directory: give it one to litter.
-    with hushed(), tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        converted.convert_float_to_float16(
-            use_symbolic_shape_infer=True, keep_io_types=True, op_block_list=list(FP16_KEPT_IN_FP32)
-        )
-    if not any(tensor.data_type == TensorProto.FLOAT16 for tensor in converted.model.graph.initializer):
+    if not to_half(model):
         raise StageError("fp16 converted no weight", where=str(path), hint="the graph has no fp32 weights")
-    save_onnx(converted.model, out)
+    save_onnx(model, out)
     return inspect_onnx(out)
 
 

@@ -1,13 +1,20 @@
-"""Tiny models of every family, each exported once per session."""
+"""Tiny models of every family, each exported and fused once per session."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
-from graph_families import ENCODERS, Exported, build
+import torch
+from graph_families import ENCODERS, Exported, Fused, build
 
 from compressor.graphs.export import export_decoder, export_encoder
+from compressor.graphs.fuse import fuse
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +25,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
     def get(name: str) -> Exported:
         if name not in made:
             model = build(name)
-            write = export_encoder if name in ENCODERS else export_decoder
+            write = export_encoder if name.removesuffix("-uneven") in ENCODERS else export_decoder
             made[name] = Exported(model, write(model, tmp_path_factory.mktemp(name) / "model.onnx"))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def fused(exported: Callable[[str], Exported]) -> Callable[[str], Fused]:
+    """`fused("bert")`: the fused file of that model beside the exported one, and what the fusion reported."""
+    made: dict[str, Fused] = {}
+
+    def get(name: str) -> Fused:
+        if name not in made:
+            source = exported(name).path
+            path = source.with_name("fused.onnx")
+            made[name] = Fused(path, fuse(source, path))
         return made[name]
 
     return get

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import transformers as hf
+from _pytest.mark import ParameterSet
 
 from compressor.graphs.export import ExportResult
+from compressor.graphs.fuse import FusionReport
+from compressor.methods.structure import LayerStructure, Structure
+from compressor.methods.surgery import apply_structure
 
 VOCAB = 150
 _BERT = {
@@ -79,6 +84,21 @@ DECODERS: dict[str, Callable[[], hf.PreTrainedModel]] = {
 }
 
 
+UNEVEN: dict[str, tuple[LayerStructure, LayerStructure]] = {
+    "bert-uneven": (
+        LayerStructure((0, 2, 3), (0, 2, 3), tuple(range(17))),
+        LayerStructure((1,), (1,), tuple(range(40))),
+    ),
+    "llama-uneven": (
+        LayerStructure((2, 3), (1,), tuple(range(9))),
+        LayerStructure((0, 1, 2, 3), (0, 1), tuple(range(48))),
+    ),
+}
+"""Pruned models whose layers differ: what is left of each of the two layers, by name."""
+QUICK = ("bert", "modernbert", "gpt2", "llama", *UNEVEN)
+"""Families that `make test` exports; the others take as long each and run with `make test-all`."""
+
+
 @dataclass(frozen=True)
 class Exported:
     model: hf.PreTrainedModel
@@ -89,13 +109,26 @@ class Exported:
         return self.result.path
 
 
+@dataclass(frozen=True)
+class Fused:
+    path: Path
+    report: FusionReport
+
+
+def each(names: Iterable[str]) -> list[ParameterSet]:
+    """Names as parameters of a test, those of less common families marked slow."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(names)]
+
+
 def build(name: str) -> hf.PreTrainedModel:
     torch.manual_seed(0)
-    model = (ENCODERS | DECODERS)[name]()
+    model = (ENCODERS | DECODERS)[name.removesuffix("-uneven")]()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(6.0)
             else:  # or equal norms and biases would be merged, and a swap of two of them would not show
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+    if name in UNEVEN:
+        apply_structure(model, Structure((0, 1), UNEVEN[name]))
     return model.eval()

@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graph_families import DECODERS, ENCODERS, Exported, build
+from graph_families import DECODERS, ENCODERS, Exported, Fused, each
 from onnx_runs import decode, run, session, texts, torch_logits
 
-from compressor.graphs.export import export_decoder, export_encoder
 from compressor.graphs.fuse import GROUP_QUERY_LIMIT, fuse, probe_feeds
 from compressor.graphs.parity import check_parity, compare_logits
-from compressor.methods.structure import LayerStructure, Structure
-from compressor.methods.surgery import apply_structure
 
 Get = Callable[[str], Exported]
+GetFused = Callable[[str], Fused]
 
 EXPECTED = {
     "bert": {"MultiHeadAttention": 2},
@@ -33,23 +31,20 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_a_fused_encoder_equals_torch(exported: Get, tmp_path: Path, name: str) -> None:
-    one = exported(name)
-    report = fuse(one.path, tmp_path / "fused.onnx")
+@pytest.mark.parametrize("name", each(ENCODERS))
+def test_a_fused_encoder_equals_torch(exported: Get, fused: GetFused, name: str) -> None:
+    one, report, path = exported(name), fused(name).report, fused(name).path
     assert report.counts == EXPECTED[name]
     assert report.n_nodes_after < report.n_nodes_before
     for batch, length, pad in [(1, 5, 0), (3, 12, 4), (2, 33, 20)]:
         feed = texts(batch, length, pad=pad)
         expected = torch_logits(one.model, feed, *one.result.input_names)
-        check_parity(compare_logits(expected, run(tmp_path / "fused.onnx", feed)["logits"]), "fp32")
+        check_parity(compare_logits(expected, run(path, feed)["logits"]), "fp32")
 
 
-@pytest.mark.parametrize("name", sorted(DECODERS))
-def test_a_fused_decoder_equals_torch_through_the_cache(exported: Get, tmp_path: Path, name: str) -> None:
-    one = exported(name)
-    path = tmp_path / "fused.onnx"
-    report = fuse(one.path, path)
+@pytest.mark.parametrize("name", each(DECODERS))
+def test_a_fused_decoder_equals_torch_through_the_cache(exported: Get, fused: GetFused, name: str) -> None:
+    one, report, path = exported(name), fused(name).report, fused(name).path
     assert report.counts == EXPECTED[name]
     assert report.limits == (GROUP_QUERY_LIMIT,)
     before, after = session(one.path), session(path)
@@ -63,27 +58,20 @@ def test_a_fused_decoder_equals_torch_through_the_cache(exported: Get, tmp_path:
         check_parity(compare_logits(expected, decode(path, feed, cuts), feed["attention_mask"]), "fp32")
 
 
-def test_pruned_layers_of_unequal_heads_fuse_like_dense_ones(tmp_path: Path) -> None:
-    bert = build("bert")
-    shapes = (LayerStructure((0, 2, 3), (0, 2, 3), tuple(range(17))), LayerStructure((1,), (1,), tuple(range(40))))
-    apply_structure(bert, Structure((0, 1), shapes))
-    export_encoder(bert, tmp_path / "bert.onnx")
-    assert fuse(tmp_path / "bert.onnx", tmp_path / "fused.onnx").counts == EXPECTED["bert"]
+def test_pruned_layers_of_unequal_heads_fuse_like_dense_ones(exported: Get, fused: GetFused) -> None:
+    bert = fused("bert-uneven")
+    assert bert.report.counts == EXPECTED["bert"]
     heads = [
         next(a.i for a in node.attribute if a.name == "num_heads")
-        for node in onnx.load(str(tmp_path / "fused.onnx")).graph.node
+        for node in onnx.load(str(bert.path)).graph.node
         if node.op_type == "MultiHeadAttention"
     ]
     assert heads == [3, 1]
     feed = texts(3, 11, pad=4)
-    expected = torch_logits(bert, feed, *feed)
-    check_parity(compare_logits(expected, run(tmp_path / "fused.onnx", feed)["logits"]), "fp32")
+    expected = torch_logits(exported("bert-uneven").model, feed, *feed)
+    check_parity(compare_logits(expected, run(bert.path, feed)["logits"]), "fp32")
 
-    llama = build("llama")
-    shapes = (LayerStructure((2, 3), (1,), tuple(range(9))), LayerStructure((0, 1, 2, 3), (0, 1), tuple(range(30))))
-    apply_structure(llama, Structure((0, 1), shapes))
-    export_decoder(llama, tmp_path / "llama.onnx")
-    assert fuse(tmp_path / "llama.onnx", tmp_path / "fused-llama.onnx").counts == EXPECTED["llama"]
+    assert fused("llama-uneven").report.counts == EXPECTED["llama"]
 
 
 def test_a_fusion_that_does_not_hold_on_the_samples_is_left_out_with_the_reason(exported: Get, tmp_path: Path) -> None:
@@ -103,16 +91,19 @@ def test_a_fusion_that_does_not_hold_on_the_samples_is_left_out_with_the_reason(
     run(tmp_path / "kept.onnx", chunk)
 
 
-def test_skip_norms_stay_fused_where_asked(exported: Get, tmp_path: Path) -> None:
+def test_skip_norms_stay_fused_where_asked(exported: Get, fused: GetFused, tmp_path: Path) -> None:
     one = exported("bert")
     report = fuse(one.path, tmp_path / "fused.onnx", skip_norms=True)
     assert report.counts == {"BiasGelu": 2, "MultiHeadAttention": 2, "SkipLayerNormalization": 4}
     assert report.split == {}
-    split = fuse(one.path, tmp_path / "split.onnx")
-    assert split.split == {"Add before LayerNormalization": 1, "BiasGelu": 2, "SkipLayerNormalization": 4}
+    assert fused("bert").report.split == {
+        "Add before LayerNormalization": 1,
+        "BiasGelu": 2,
+        "SkipLayerNormalization": 4,
+    }
     feed = texts(2, 9, pad=3)
     np.testing.assert_allclose(
-        run(tmp_path / "split.onnx", feed)["logits"], run(tmp_path / "fused.onnx", feed)["logits"], atol=1e-5
+        run(fused("bert").path, feed)["logits"], run(tmp_path / "fused.onnx", feed)["logits"], atol=1e-5
     )
 
 
