@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -89,15 +90,22 @@ def _load(folder: Path, config: PreTrainedConfig, task: Task, seed: int) -> tupl
             hint="convert them first; pickled weights are never loaded",
         )
     torch.manual_seed(seed)
-    with quiet_transformers():
-        module, report = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+    try:
+        with quiet_transformers():
+            module, report = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"the weights cannot be read: {error}",
+            where=str(folder),
+            hint="a safetensors file here is cut short or damaged; fetch the folder again",
+        ) from error
     missing = tuple(sorted(report["missing_keys"]))
     body = [name for name in missing if not _is_head(name, module) and ".pooler." not in name]
     if body:
@@ -107,6 +115,12 @@ def _load(folder: Path, config: PreTrainedConfig, task: Task, seed: int) -> tupl
 
 def _auto_class(config: PreTrainedConfig, task: Task, *, where: str) -> Any:
     auto = getattr(transformers, task.auto_class)
+    if config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"models of type {config.model_type!r} have an encoder and a decoder, and no stage here can serve both",
+            where=where,
+            hint="choose a model with one of the two, such as bert, distilbert, roberta, gpt2 or llama",
+        )
     if type(config) not in auto._model_mapping:
         raise UnsupportedError(
             f"models of type {config.model_type!r} cannot be used for {task.name}",

@@ -185,6 +185,22 @@ def test_a_folder_without_weights(bert: Shelf, tiny_bert_dir: Path, tmp_path: Pa
         source(bert, tmp_path, path=str(folder), labels=ERAS)
 
 
+def test_weights_that_are_cut_short(bert: Shelf, tiny_bert_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_bert_dir, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(
+        CheckpointError, match=r"cut: the weights cannot be read: .*\n  -> a safetensors file here is cut"
+    ):
+        source(bert, tmp_path, path=str(folder))
+
+
+def test_an_encoder_with_a_decoder_is_refused(bert: Shelf, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"^model.config: models of type 't5' have an encoder and a decoder"):
+        source(bert, tmp_path, config={"model_type": "t5"}, tokenizer=TokenizerSource(vocab_size=200), labels=ERAS)
+
+
 def test_a_folder_whose_body_is_incomplete(bert: Shelf, tiny_bert_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "half"
     shutil.copytree(tiny_bert_dir, folder)
