@@ -30,11 +30,13 @@ BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re
 
 
 def block(run: str, workload: str, phase: str) -> str:
-    """One cost table of a committed report, with its conditions below."""
+    """One cost table of a committed report; below it what holds for all rows (the rest is in the report)."""
     report = read_report(RESULTS / run / "report.json")
     for table in cost_tables(report):
         if table.title == f"{workload}, {phase}":
-            conditions = "\n".join(f"- {note}" for note in table.notes)
+            ids = {candidate.id for candidate in report.candidates}
+            shared = [note for note in table.notes if not ids & set(note.partition(":")[0].split(", "))]
+            conditions = "\n".join(f"- {note}" for note in shared)
             source = f"[eval/results/{run}/report.json](eval/results/{run}/report.json)"
             return f"\n{markdown_table(table)}\n\n{conditions}\n- from {source}, {report.created}\n\n"
     raise SystemExit(f"{run}: the report has no table for {workload}, {phase}")

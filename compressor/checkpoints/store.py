@@ -218,4 +218,4 @@ def _check_files(checkpoint: Checkpoint) -> None:
         )
 
 
-_HINT_REMAKE = "make or download the checkpoint again (compressor run --force STAGE)"
+_HINT_REMAKE = "remove the folder and make or download the checkpoint again (compressor run makes what is missing)"

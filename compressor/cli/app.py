@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, NoReturn
@@ -66,6 +67,8 @@ def main() -> NoReturn:
     """
     # Set first: libraries that call basicConfig when they are imported then change nothing.
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    # Schedulers and containers stop a run with SIGTERM: it is stopped as Ctrl-C stops it, and says where it stands.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # they would run across our own
     try:
         build()(prog_name="compressor")

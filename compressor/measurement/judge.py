@@ -317,6 +317,10 @@ def _measurements(
                     failures.append(Failure(where=spec.id, error=type(error).__name__, text=str(error)))
                 else:
                     found[spec.id].append(_gated(row, spec, work.suite))
+    # Sessions run by thread count; a reader looks for the order of the pipeline, whose first workload is the main one.
+    order = [workload.id for workload in work.suite.workloads]
+    for rows in found.values():
+        rows.sort(key=lambda row: order.index(row.workload))
     return found, failures
 
 

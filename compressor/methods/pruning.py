@@ -196,7 +196,8 @@ def _require_tokens(
         raise DataError(
             f"{trace.n_tokens} calibration tokens are too few to refit {widest} columns: {needed} are needed "
             f"({per_column} for each)",
-            hint=f"give about {needed / max(1, trace.n_tokens):.1f} times as much text",
+            hint=f"give about {needed / max(1, trace.n_tokens):.1f} times as much text, such as by a larger "
+            "data.calibration_rows",
         )
 
 

@@ -17,10 +17,11 @@ from compressor import energy
 from compressor.checkpoints.fingerprint import fingerprint, library_versions
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.splits import StageData, open_stage_data
-from compressor.errors import CompressorError, InterruptedRunError, UserError
+from compressor.errors import CompressorError, InterruptedRunError, UnsupportedError, UserError
 from compressor.measurement.judge import CandidateSpec, check_splits, judge
 from compressor.measurement.session import check_energy_is_measurable
 from compressor.measurement.suite import calibration_of
+from compressor.methods.surgery import ADAPTERS
 from compressor.pipeline.layout import (
     RunState,
     StepState,
@@ -43,6 +44,7 @@ from compressor.schema.events import (
 from compressor.schema.report import EnergyFigure, Report, StageCost, write_report
 from compressor.spec.load import load_pipeline
 from compressor.spec.pipeline import Pipeline
+from compressor.spec.stages import Prune
 from compressor.spec.tasks import TASKS
 from compressor.stages.context import StageContext, StageInputs
 from compressor.stages.dispatch import run_stage, stage_version
@@ -195,12 +197,28 @@ def _run_steps(
     checkpoints: dict[str, Checkpoint] = {}
     skipped: set[str] = set()
     checkpoints[MODEL], _ = _make_or_find(session, _source_work(session))
+    _check_architecture(steps, checkpoints[MODEL])
     for step in steps:
         work = _step_work(session, step, checkpoints, force=step.id in forced)
         checkpoints[step.id], found = _make_or_find(session, work)
         if found:
             skipped.add(step.id)
     return checkpoints, skipped
+
+
+def _check_architecture(steps: Sequence[Step], model: Checkpoint) -> None:
+    """Refuse a model that a later stage cannot prune, before hours of training have gone into it.
+
+    Raises:
+        UnsupportedError: its type has no adapter; the supported ones are named.
+    """
+    for step in steps:
+        if isinstance(step.config, Prune) and model.content.model_type not in ADAPTERS:
+            raise UnsupportedError(
+                f"models of type {model.content.model_type!r} cannot be pruned",
+                where=f"stage {step.id}",
+                hint="supported types: " + ", ".join(sorted(ADAPTERS)),
+            )
 
 
 def _source_work(session: _Session) -> _Work:
@@ -279,6 +297,7 @@ def _make_or_find(session: _Session, work: _Work) -> tuple[Checkpoint, bool]:
         state.status = "interrupted"
         raise
     except CompressorError as error:
+        error.where = error.where or f"stage {work.id}"  # what a method raises knows no stage
         state.status, state.error = "failed", str(error)
         raise
     state.status, state.digest = "finished", checkpoint.digest

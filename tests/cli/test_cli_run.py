@@ -1,4 +1,4 @@
-"""`compressor run` as a process: what it prints, that it resumes, and what Ctrl-C leaves."""
+"""`compressor run` as a process: what it prints, that it resumes, and what Ctrl-C and SIGTERM leave."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOKE = "pipelines/smoke.yaml"
@@ -43,7 +45,8 @@ def test_a_run_is_silent_when_told_and_resumes_when_repeated(tmp_path: Path) -> 
     ]
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_leaves_a_run_that_goes_on(tmp_path: Path, stop: signal.Signals) -> None:
     command = ["run", SMOKE, "--out", str(tmp_path), "--until", "teacher", *epochs(500)]
     running = subprocess.Popen(
         [sys.executable, "-m", "compressor.cli", *command], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
@@ -53,7 +56,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     for line in running.stderr:
         lines.append(line)
         if line.startswith("teacher: finetune"):
-            os.kill(running.pid, signal.SIGINT)
+            os.kill(running.pid, stop)
             break
     rest = running.stderr.read()
     assert running.wait(timeout=120) == 130, "".join(lines) + rest

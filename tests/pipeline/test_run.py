@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import compressor
-from compressor.errors import CheckpointError, InterruptedRunError, UserError
+from compressor.errors import CheckpointError, DataError, InterruptedRunError, UserError
 from compressor.pipeline.layout import read_run
 from compressor.pipeline.run import RunResult, run
 from compressor.schema.events import Event, StageFinished, StageSkipped, StageStarted
@@ -92,6 +92,14 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     events: list[Event] = []
     run(SMOKE, out=tmp_path / "run", until="student", on_event=events.append)
     assert made_and_found(events) == (["student"], ["model", "teacher"])
+
+
+def test_what_a_method_refuses_names_its_stage(a_copy: Path) -> None:
+    overrides = ["data.calibration_rows=1"]
+    with pytest.raises(
+        DataError, match=r"(?s)^stage pruned: .* are too few to refit .*a larger data\.calibration_rows"
+    ):
+        run(SMOKE, out=a_copy, until="pruned", overrides=overrides)
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_done_with_it(a_copy: Path) -> None:
