@@ -9,17 +9,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.graphs.prepare import replace_node
 
-SMALLEST_TABLE = 2**16  # elements; below that a table is not worth three more nodes
+SMALLEST_TABLE = 2**14  # elements; below that a table is not worth three more nodes
 
 
-def quantise_embeddings(graph: onnx.GraphProto) -> None:
+def quantise_embeddings(graph: onnx.GraphProto) -> int:
     """Large tables that ``Gather`` reads: INT8, one scale per row, and the rows that were read are scaled back.
 
     A head that shares the table was quantised with one scale per column of its transpose, which is the same grid:
     then the table is stored once, and the head reads it through ``Transpose`` (folded when a session loads).
+
+    Returns:
+        How many such tables there are.
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     heads = _int8_matrices(graph, tensors)
+    done: set[str] = set()
     for node in [node for node in graph.node if node.op_type == "Gather" and node.input[0] in tensors]:
         table = tensors[node.input[0]]
         if table.data_type != TensorProto.FLOAT or len(table.dims) != 2:
@@ -30,9 +34,11 @@ def quantise_embeddings(graph: onnx.GraphProto) -> None:
         scale = np.maximum(np.abs(values).max(axis=1) / 127, np.finfo(np.float32).tiny).astype(np.float32)  # (V,)
         quantised = np.clip(np.rint(values / scale[:, None]), -127, 127).astype(np.int8)  # (V, H)
         _replace_gather(graph, node, quantised, scale)
+        done.add(table.name)
         for name, matrix in heads.items():
             if np.array_equal(matrix.T, quantised):
                 _read_transposed(graph, name, f"{table.name}_quantized")
+    return len(done)
 
 
 def _int8_matrices(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> dict[str, NDArray[np.int8]]:

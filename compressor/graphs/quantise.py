@@ -24,7 +24,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode
 
 from compressor.errors import DataError, StageError
-from compressor.graphs.embeddings import quantise_embeddings
+from compressor.graphs.embeddings import SMALLEST_TABLE, quantise_embeddings
 from compressor.graphs.facts import GraphFacts, inspect_onnx, quantised_ops
 from compressor.graphs.files import disk_errors_named, hushed, save_onnx
 from compressor.graphs.half import to_half
@@ -84,7 +84,7 @@ def quantise_dynamic(
     Raises:
         UnsupportedError: the graph is already quantised.
         UserError: a name in ``exclude`` that the graph does not have.
-        StageError: nothing was quantised, or the disk is full.
+        StageError: nothing was quantised, no table is large enough, or the disk is full.
     """
     model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
     kept = [*exclude, *([] if include_lm_head else head_nodes(model.graph))]
@@ -126,7 +126,7 @@ def quantise_weights(
     Raises:
         UnsupportedError: the graph is already quantised.
         UserError: a name in ``exclude`` that the graph does not have.
-        StageError: nothing was quantised, or the disk is full.
+        StageError: nothing was quantised, no table is large enough, or the disk is full.
     """
     model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
     quantizer = MatMulNBitsQuantizer(
@@ -152,6 +152,7 @@ def quantise_static(
     percentile: float = 99.99,
     per_channel: bool = True,
     include_lm_head: bool = True,
+    include_embeddings: bool = False,
     exclude: Collection[str] = (),
 ) -> GraphFacts:
     """w8a8-static: INT8 weights, UINT8 inputs of the products with ranges fixed by calibration (QDQ).
@@ -168,13 +169,14 @@ def quantise_static(
         percentile: share of values inside the range, in percent.
         per_channel: one weight scale per output column instead of one per matrix.
         include_lm_head: quantise the product that yields ``logits``.
+        include_embeddings: store large embedding tables as INT8, one scale per row.
         exclude: names of nodes to leave in fp32.
 
     Raises:
         DataError: no feed, a feed with padding, or one whose names are not the graph's.
         UnsupportedError: the graph is already quantised.
         UserError: a name in ``exclude`` that the graph does not have.
-        StageError: nothing was quantised, or the disk is full.
+        StageError: nothing was quantised, no table is large enough, or the disk is full.
     """
     model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
     rows = _checked_feeds(model, feeds)
@@ -202,7 +204,7 @@ def quantise_static(
             {"DefaultTensorType": TensorProto.FLOAT, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
         quantizer.quantize_model()
-    return _finish(quantizer.model.model, path, out, include_embeddings=False, scheme="w8a8-static")
+    return _finish(quantizer.model.model, path, out, include_embeddings=include_embeddings, scheme="w8a8-static")
 
 
 def _calibrate(
@@ -273,8 +275,12 @@ def _finish(
 ) -> GraphFacts:
     if not quantised_ops(model.graph):
         raise _quantised_nothing(scheme, path)
-    if include_embeddings:
-        quantise_embeddings(model.graph)
+    if include_embeddings and not quantise_embeddings(model.graph):
+        raise StageError(
+            f"has no embedding table of {SMALLEST_TABLE} numbers or more to quantise",
+            where=str(path),
+            hint="leave the embeddings in fp32",
+        )
     remove_unused(model.graph)
     save_onnx(model, out)
     return inspect_onnx(out)

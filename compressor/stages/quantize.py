@@ -50,13 +50,15 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
     """Write `onnx/model_<scheme>.onnx` beside the source's files.
 
     Raises:
-        UnsupportedError: a scheme that the provider cannot run (before any work), or a graph that is quantised already.
+        UnsupportedError: a scheme that the provider cannot run or that has no such setting (both before any work), or
+            a graph that is quantised already.
         UserError: a node in `exclude` that the graph does not have.
-        StageError: nothing was quantised.
+        StageError: nothing was quantised, or no embedding table that should have been.
         ParityError: fp16 moved the numbers too far, or a result is not finite.
     """
     source = inputs.source
     _check_provider(config.scheme, ctx.target.provider)
+    _check_settings(config)
     graph = source.path / _fp32_variant(source).path
     path = out_dir / GRAPHS[config.scheme]
     with measure_cost(ctx.workdir, ctx.calibration) as meter:
@@ -143,6 +145,7 @@ def _write(config: Quantize, source: Checkpoint, graph: Path, path: Path, ctx: S
                 method=config.calibration_method,
                 per_channel=config.per_channel,
                 include_lm_head=config.lm_head,
+                include_embeddings=config.embeddings,
                 exclude=config.exclude,
             )
         case _:
@@ -156,6 +159,18 @@ def _check_provider(scheme: Scheme, provider: str) -> None:
             f"{provider} has no kernels for {scheme}",
             where="target.provider",
             hint=f"it runs: {', '.join(able)}" if able else "use CPUExecutionProvider",
+        )
+
+
+def _check_settings(config: Quantize) -> None:
+    """A setting that does nothing would be believed."""
+    set_for_nothing = {"embeddings": config.embeddings, "lm_head": not config.lm_head, "exclude": bool(config.exclude)}
+    names = [name for name, is_set in set_for_nothing.items() if is_set]
+    if config.scheme == "fp16" and names:
+        raise UnsupportedError(
+            f"fp16 converts the entire model and takes no {', '.join(names)}",
+            where=f"stages.{config.id}",
+            hint="remove it, or choose another scheme",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers as hf
 from graph_families import ENCODERS, Exported, Fused, build
 
 from compressor.graphs.export import export_decoder, export_encoder
@@ -45,3 +46,23 @@ def fused(exported: Callable[[str], Exported]) -> Callable[[str], Fused]:
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A one-layer llama whose tied embedding (2100 x 32) is large enough to be worth quantising."""
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        vocab_size=2100,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    model = hf.LlamaForCausalLM(config).eval()
+    folder = tmp_path_factory.mktemp("tied")
+    result = export_decoder(model, folder / "model.onnx")
+    fuse(result.path, folder / "fused.onnx")
+    return Exported(model, result)

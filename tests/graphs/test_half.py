@@ -66,11 +66,15 @@ def test_late_positions_keep_their_angles(exported: Get, fused: GetFused, tmp_pa
     check_parity(compare_logits(before, after), "fp16")
 
 
-def test_a_matrix_that_embedding_and_head_share_stays_shared(fused: GetFused, tmp_path: Path) -> None:
-    convert_fp16(fused("gpt2").path, tmp_path / "fp16.onnx")
+def test_a_matrix_that_embedding_and_head_share_stays_shared(tied: Exported, tmp_path: Path) -> None:
+    source = tied.path.with_name("fused.onnx")
+    convert_fp16(source, tmp_path / "fp16.onnx")
     stored = onnx.load(str(tmp_path / "fp16.onnx")).graph.initializer
-    tables = [tensor for tensor in stored if sorted(tensor.dims) == [32, 150]]
+    tables = [tensor for tensor in stored if sorted(tensor.dims) == [32, 2100]]
     assert [tensor.data_type for tensor in tables] == [TensorProto.FLOAT16]
+    feed = texts(1, 9, vocab=2100)
+    report = compare_logits(*(decode(path, feed, [5, 6]) for path in (source, tmp_path / "fp16.onnx")))
+    check_parity(report, "fp16")
 
 
 def test_types_follow_from_schemas_as_onnx_infers_them(exported: Get) -> None:

@@ -9,16 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-import transformers as hf
 from graph_families import Exported, Fused
 from onnx_runs import Arrays, decode, run, texts, torch_logits
 
 from compressor.errors import DataError, StageError, UnsupportedError, UserError
 from compressor.graphs.choose import choose_int8_options
-from compressor.graphs.export import export_decoder
 from compressor.graphs.facts import inspect_onnx
-from compressor.graphs.fuse import fuse
 from compressor.graphs.parity import compare_logits
 from compressor.graphs.quantise import convert_fp16, quantise_dynamic, quantise_static, quantise_weights
 
@@ -31,26 +27,6 @@ N_PRODUCTS = 14  # of the tiny BERT: 4 of attention and 2 of the FFN in each of 
 def bert(fused: GetFused) -> Path:
     """The tiny BERT, fused."""
     return fused("bert").path
-
-
-@pytest.fixture(scope="session")
-def tied(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A one-layer llama whose tied embedding (2100 x 32) is large enough to be worth quantising."""
-    torch.manual_seed(0)
-    config = hf.LlamaConfig(
-        vocab_size=2100,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    model = hf.LlamaForCausalLM(config).eval()
-    folder = tmp_path_factory.mktemp("tied")
-    result = export_decoder(model, folder / "model.onnx")
-    fuse(result.path, folder / "fused.onnx")
-    return Exported(model, result)
 
 
 def test_facts_are_those_of_the_file(exported: Get) -> None:
@@ -125,6 +101,12 @@ def test_a_tied_head_is_quantised_and_stored_once_with_its_embedding(
     expected = torch_logits(tied.model, feed, "input_ids", "attention_mask", "position_ids")
     for name in ("head", "no-head", "both"):
         assert compare_logits(expected, decode(tmp_path / f"{name}.onnx", feed, [5, 6])).relative < 0.1
+
+
+def test_embeddings_too_small_to_be_worth_it_are_not_passed_over_in_silence(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"fused.onnx: has no embedding table of 16384 numbers or more to quantise"):
+        quantise_dynamic(bert, tmp_path / "int8.onnx", include_embeddings=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weight_only_schemes(tied: Exported, bert: Path, tmp_path: Path) -> None:

@@ -176,6 +176,35 @@ def test_schemes_have_the_names_that_others_look_for(case: str, path: str, bert:
     assert own.size_bytes < bert.get("export").variant("onnx-fp32").size_bytes
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("bert", "w8a8-dynamic"), ("bert", "w8a8-static"), ("gpt2", "w8a8-dynamic"), ("gpt2", "w8")]
+)
+def test_embeddings_are_stored_in_int8_where_asked(
+    name: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    shelf: Shelf = request.getfixturevalue(name)
+    settings = {"stage": "quantize", "scheme": scheme, "lm_head": name == "gpt2"}
+    export = shelf.get("export")
+    without, made = (
+        do(shelf, tmp_path / str(asked), {**settings, "embeddings": asked}, export).variant(f"onnx-{scheme}")
+        for asked in (False, True)
+    )
+    before, after = without.facts["dtype_bytes"], made.facts["dtype_bytes"]
+    table = 512 * 32
+    shared = table if (name, scheme) == ("gpt2", "w8a8-dynamic") else 0  # with the head, which has it in INT8 already
+    assert before["float32"] - after["float32"] == 4 * (table - 512)  # one scale a row
+    assert after["int8"] - before.get("int8", 0) == table - shared
+    assert made.parameters == without.parameters - shared
+    assert made.size_bytes < without.size_bytes
+
+
+def test_fp16_refuses_settings_that_it_would_ignore(bert: Shelf, tmp_path: Path) -> None:
+    settings = {**CASES["fp16"], "embeddings": True, "exclude": ["a"]}
+    with pytest.raises(UnsupportedError, match="fp16 converts the entire model and takes no embeddings, exclude"):
+        do(bert, tmp_path, settings, bert.get("export"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_scheme_that_the_provider_cannot_run_is_refused_before_any_work(bert: Shelf, tmp_path: Path) -> None:
     target = Target(provider="CUDAExecutionProvider")
     with pytest.raises(UnsupportedError, match="CUDAExecutionProvider has no kernels for w8a8-dynamic") as caught:
