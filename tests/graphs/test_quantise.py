@@ -103,9 +103,9 @@ def test_a_tied_head_is_quantised_and_stored_once_with_its_embedding(
         assert compare_logits(expected, decode(tmp_path / f"{name}.onnx", feed, [5, 6])).relative < 0.1
 
 
-def test_embeddings_too_small_to_be_worth_it_are_not_passed_over_in_silence(bert: Path, tmp_path: Path) -> None:
+def test_embeddings_too_small_to_be_worth_it_are_not_passed_over_in_silence(fused: GetFused, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"fused.onnx: has no embedding table of 16384 numbers or more to quantise"):
-        quantise_dynamic(bert, tmp_path / "int8.onnx", include_embeddings=True)
+        quantise_dynamic(fused("llama").path, tmp_path / "int8.onnx", include_embeddings=True)
     assert not list(tmp_path.iterdir())
 
 
