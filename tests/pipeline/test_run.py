@@ -140,7 +140,7 @@ def test_objects_in_memory_give_what_files_give(
     pipeline = {
         "version": 1,
         "name": "in-memory",
-        "model": {"path": "replaced", "task": "sequence-classification", "labels": ["early", "middle", "late"]},
+        "model": {"path": "replaced", "task": "sequence-classification"},
         "data": {"test": {"path": "replaced"}, "max_tokens": 64},
         "workloads": [{"id": "rows", "from_data": True, "batch": 8, "rows": 32}],
         "stages": [{"id": "onnx", "stage": "export"}],
