@@ -35,7 +35,7 @@ class Front:
     choices: Integers
 
     def within(self, budget: float) -> int:
-        """The best point that costs no more than the budget.
+        """The best point that costs no more than the budget, but for the rounding of the sum (1e-12 of it).
 
         Raises:
             UserError: even the cheapest choice costs more; the least reachable cost is named.
