@@ -17,11 +17,11 @@ from compressor import energy
 from compressor.checkpoints.fingerprint import fingerprint, library_versions
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.splits import StageData, open_stage_data
-from compressor.errors import CompressorError, InterruptedRunError, UnsupportedError, UserError
+from compressor.errors import CompressorError, InterruptedRunError, UserError
 from compressor.measurement.judge import CandidateSpec, check_splits, judge
 from compressor.measurement.session import check_energy_is_measurable
 from compressor.measurement.suite import calibration_of
-from compressor.methods.surgery import ADAPTERS
+from compressor.methods.surgery import adapter_of_type
 from compressor.pipeline.layout import (
     RunState,
     StepState,
@@ -213,12 +213,8 @@ def _check_architecture(steps: Sequence[Step], model: Checkpoint) -> None:
         UnsupportedError: its type has no adapter; the supported ones are named.
     """
     for step in steps:
-        if isinstance(step.config, Prune) and model.content.model_type not in ADAPTERS:
-            raise UnsupportedError(
-                f"models of type {model.content.model_type!r} cannot be pruned",
-                where=f"stage {step.id}",
-                hint="supported types: " + ", ".join(sorted(ADAPTERS)),
-            )
+        if isinstance(step.config, Prune):
+            adapter_of_type(model.content.model_type, where=f"stage {step.id}")
 
 
 def _source_work(session: _Session) -> _Work:

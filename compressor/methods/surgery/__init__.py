@@ -1,6 +1,6 @@
 """Taking heads, neurons and layers out of stock Hugging Face models, and putting zeros back in their place."""
 
-from compressor.methods.surgery.adapters import ADAPTERS, Adapter, adapter_for, layers_of
+from compressor.methods.surgery.adapters import ADAPTERS, Adapter, adapter_for, adapter_of_type, layers_of
 from compressor.methods.surgery.apply import (
     apply_structure,
     drop_layers,
@@ -21,6 +21,7 @@ __all__ = [
     "Adapter",
     "StockFit",
     "adapter_for",
+    "adapter_of_type",
     "apply_structure",
     "copy_layers",
     "drop_layers",

@@ -180,6 +180,21 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
+def adapter_of_type(model_type: str, *, where: str | None = None) -> Adapter:
+    """The row of an architecture, by its `model_type`; `where` goes into the error.
+
+    Raises:
+        UnsupportedError: an architecture without a row; the supported ones are named.
+    """
+    if model_type not in ADAPTERS:
+        raise UnsupportedError(
+            f"models of type {model_type!r} cannot be pruned",
+            where=where,
+            hint="supported types: " + ", ".join(sorted(ADAPTERS)),
+        )
+    return ADAPTERS[model_type]
+
+
 def adapter_for(model: PreTrainedModel) -> Adapter:
     """The row of the model's architecture.
 
@@ -187,17 +202,13 @@ def adapter_for(model: PreTrainedModel) -> Adapter:
         UnsupportedError: an architecture without a row, or one with cross-attention.
     """
     model_type = model.config.model_type
-    if model_type not in ADAPTERS:
-        raise UnsupportedError(
-            f"models of type {model_type!r} cannot be pruned",
-            hint="supported types: " + ", ".join(sorted(ADAPTERS)),
-        )
+    adapter = adapter_of_type(model_type)
     if getattr(model.config, "add_cross_attention", False):
         raise UnsupportedError(
             f"a {model_type!r} model with cross-attention cannot be pruned",
             hint="only encoders and decoders that stand alone are supported",
         )
-    return ADAPTERS[model_type]
+    return adapter
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
