@@ -93,13 +93,16 @@ def judge(
     )
 
 
-def check_splits(pipeline: Pipeline) -> None:
-    """Read every split once before any work: a run of hours should not end on a test file that is missing or leaks.
+def check_splits(pipeline: Pipeline) -> StageData:
+    """Read every split before any work: a run of hours should not end on a test file that is missing or leaks.
+
+    Returns:
+        What stages may see: all of it but the test split.
 
     Raises:
         DataError: a split cannot be read, or the test split shares rows with another.
     """
-    _open_all_splits(pipeline)
+    return _open_all_splits(pipeline)[0]
 
 
 def _open_all_splits(pipeline: Pipeline) -> tuple[StageData, TestData]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compressor import energy
 from compressor.checkpoints.fingerprint import fingerprint, library_versions
 from compressor.checkpoints.store import Checkpoint
-from compressor.data.splits import StageData, open_stage_data
+from compressor.data.splits import StageData
 from compressor.errors import CompressorError, InterruptedRunError, UserError
 from compressor.measurement.judge import CandidateSpec, check_splits, judge
 from compressor.measurement.session import check_energy_is_measurable
@@ -124,7 +124,7 @@ def run(
     run_dir = Path(out) if out is not None else Path("runs") / validated.name
     validated = put_in_files(validated, run_dir, model=model, tokenizer=tokenizer, data=data)
     check_energy_is_measurable(validated, require=require)
-    check_splits(validated)
+    stage_data = check_splits(validated)
     calibration = calibration_of(validated.energy)
     plan = make_plan(validated)
     steps = needed_for(plan, _known_stage(plan, until))
@@ -133,7 +133,7 @@ def run(
     _make_run_folder(run_dir)
     emit(RunStarted(pipeline=validated.name, run_dir=str(run_dir), stages=tuple(step.id for step in state.steps)))
     try:
-        session = _Session(validated, plan, run_dir, state, _open_data(validated), calibration, emit)
+        session = _Session(validated, plan, run_dir, state, stage_data, calibration, emit)
         checkpoints, skipped = _run_steps(session, steps, forced)
         report = _judge(session, steps, checkpoints, skipped, metrics) if until is None else None
         state.status = "finished"
@@ -184,10 +184,6 @@ def _make_run_folder(run_dir: Path) -> None:
             where=str(run_dir),
             hint="name another with --out: a folder, new or of an earlier run, on a disk that can be written",
         ) from error
-
-
-def _open_data(pipeline: Pipeline) -> StageData:
-    return open_stage_data(pipeline.data, TASKS[pipeline.model.task], pipeline.model.labels, pipeline.seed)
 
 
 def _run_steps(
