@@ -85,6 +85,34 @@ def to_half(model: onnx.ModelProto) -> list[str]:
     return sorted(half & stored.keys())
 
 
+def to_bfloat16(model: onnx.ModelProto) -> list[str]:
+    """Store every fp32 matrix in bfloat16, in place, with a `Cast` back to fp32 behind it.
+
+    Returns:
+        Names of the matrices.
+    """
+    graph = model.graph
+    matrices = [
+        tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1
+    ]
+    stored, casts = [], []
+    for tensor in matrices:
+        bits = numpy_helper.to_array(tensor).view(np.uint32)
+        rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # ties to even
+        name = f"{tensor.name}_bf16"
+        narrow = TensorProto(name=name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=rounded.tobytes())
+        stored.append(narrow)
+        casts.append(_cast(name, tensor.name, to_half=False))
+    done = [tensor.name for tensor in matrices]
+    kept = [tensor for tensor in graph.initializer if tensor.name not in set(done)]
+    nodes = [*casts, *graph.node]
+    for field, values in ((graph.initializer, [*kept, *stored]), (graph.node, nodes)):
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]  # they go with the old list
+        del field[:]
+        field.extend(copies)
+    return done
+
+
 def value_types(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every value of a graph, by name.
 

@@ -27,10 +27,8 @@ from compressor.errors import DataError, StageError
 from compressor.graphs.embeddings import SMALLEST_TABLE, quantise_embeddings
 from compressor.graphs.facts import GraphFacts, inspect_onnx, quantised_ops
 from compressor.graphs.files import disk_errors_named, hushed, save_onnx
-from compressor.graphs.half import to_half
+from compressor.graphs.half import to_bfloat16, to_half
 from compressor.graphs.prepare import drop_stale_shapes, head_nodes, load_unquantised, prepare, remove_unused
-
-SCHEMES = ("fp16", "w8a8-dynamic", "w8a8-static", "w8", "w4")
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -52,6 +50,23 @@ def convert_fp16(path: str | Path, out: str | Path) -> GraphFacts:
     drop_stale_shapes(model)
     if not to_half(model):
         raise StageError("fp16 converted no weight", where=str(path), hint="the graph has no fp32 weights")
+    save_onnx(model, out)
+    return inspect_onnx(out)
+
+
+def store_bf16(path: str | Path, out: str | Path) -> GraphFacts:
+    """Store matrices in bfloat16 and compute in fp32: half the file with the whole range of fp32.
+
+    For models whose activations leave the range of fp16 (Gemma 3). ONNX Runtime's CPU has no bfloat16 kernels, so every
+    matrix is widened once, when a session loads.
+
+    Raises:
+        UnsupportedError: the graph is already quantised.
+        StageError: nothing was converted, or the disk is full.
+    """
+    model = load_unquantised(path)
+    if not to_bfloat16(model):
+        raise StageError("bf16 converted no weight", where=str(path), hint="the graph has no fp32 matrices")
     save_onnx(model, out)
     return inspect_onnx(out)
 

@@ -124,7 +124,7 @@ def processor_int8(flags: frozenset[str]) -> Finding:
         )
     others = ", ".join(flag for flag in FLAGS_THAT_MATTER if flag in flags) or "none that matter"
     text = f"none (there are: {others}): INT8 is slower here, and 8-bit sums can saturate"
-    return Finding("int8 instructions", "warn", text, "set reduce_range: true on quantize stages, and measure")
+    return Finding("int8 instructions", "warn", text, "set arithmetic: auto on w8a8-dynamic stages, and measure")
 
 
 def processor_bf16(flags: frozenset[str]) -> Finding:

@@ -106,12 +106,26 @@ class Distill(StageBase):
 
 
 class Keep(Part):
-    """What a uniform pruning keeps, as fractions of what is there."""
+    """What a pruning to fixed fractions keeps, as fractions of what is there."""
 
+    layers: Fraction = 1.0
+    """Whole layers; which ones leave is decided by `depth_by`."""
+    attention_sublayers: Fraction = 1.0
+    """Layers that keep their attention; the others keep only its residual. Which ones is measured (`kl`)."""
+    ffn_sublayers: Fraction = 1.0
+    """Layers that keep their feed-forward sublayer; the others keep only its residual."""
+    hidden: Fraction = 1.0
+    """Hidden width of the whole model, rounded to `granule`. Nothing repairs it but a distillation afterwards."""
     heads: Fraction = 1.0
     """Attention heads of each layer (whole key-value groups where heads share them)."""
     ffn: Fraction = 1.0
     """Feed-forward neurons of each layer, rounded to `granule`."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Keep:
+        if all(value == 1.0 for _, value in self):
+            raise ValueError(f"{', '.join(type(self).model_fields)} are all 1.0, so nothing would be pruned")
+        return self
 
 
 class PruneBudget(Part):
@@ -137,9 +151,19 @@ class Prune(StageBase):
     """The same fractions in each layer."""
     budget: PruneBudget | None = None
     """Fractions chosen layer by layer for the least damage under a budget."""
-    importance: Literal["block_obs", "magnitude", "wanda", "flap", "taylor", "fisher"] = "block_obs"
-    recovery: Literal["ridge", "none"] = "ridge"
-    """Closed-form correction of the weights that stay (no training)."""
+    importance: Literal["block_obs", "magnitude", "wanda", "flap", "activation_mean", "taylor", "fisher"] = "block_obs"
+    """How heads and neurons are ranked."""
+    depth_by: Literal["kl", "block_influence"] = "kl"
+    """How whole layers are ranked: by the divergence that their removal causes, one after the other, or by how little
+    each turns the hidden state (one pass)."""
+    recovery: Literal["ridge", "bias", "scales", "none"] = "ridge"
+    """Closed-form correction of what stays, without training: new output weights (`ridge`), FLAP's bias, which gives
+    back the average of what left (`bias`), or Kwon's one factor per kept unit (`scales`)."""
+    layout: Literal["per_layer", "uniform"] = "per_layer"
+    """`uniform` is a shape that plain `from_pretrained` loads, or an error; `per_layer` lets layers differ, and what a
+    stock config cannot say is loaded by `compressor.load`."""
+    backend: Literal["built-in", "torch-pruning"] = "built-in"
+    """`torch-pruning` hands `keep` to that library (BERT family, Llama without grouped queries)."""
     granule: PositiveInt = 64
     """Kept feed-forward neurons are a multiple of this where the layer is large enough."""
 
@@ -147,9 +171,36 @@ class Prune(StageBase):
     def _one_way(self) -> Prune:
         if (self.keep is None) == (self.budget is None):
             raise ValueError("give exactly one of: keep, budget")
-        if self.keep is not None and self.keep.heads == 1.0 and self.keep.ffn == 1.0:
-            raise ValueError("keep: heads and ffn are both 1.0, so nothing would be pruned")
         return self
+
+    @model_validator(mode="after")
+    def _backend_can(self) -> Prune:
+        if self.backend == "torch-pruning":
+            others = {name for name, value in self.keep or () if value != 1.0} - {"heads", "ffn"}
+            if self.keep is None or others:
+                raise ValueError("the backend torch-pruning takes only `keep` with `heads` and `ffn`")
+            if self.importance != "magnitude" or self.recovery != "none":
+                raise ValueError(
+                    "the backend torch-pruning ranks by magnitude and repairs nothing: "
+                    "say so with `importance: magnitude` and `recovery: none`"
+                )
+        return self
+
+
+class TrimVocabulary(StageBase):
+    """Keep only the tokens that given texts use, and rebuild the tokenizer; what was kept is recorded."""
+
+    stage: Literal["trim-vocabulary"]
+    cover: Annotated[tuple[Literal["train", "validation", "calibration"], ...], Field(min_length=1)] = ("train",)
+    """Splits whose texts must come out as the same tokens as before. Special tokens and single characters (or bytes)
+    stay too, so that other texts remain encodable, in more tokens."""
+
+
+class Smooth(Part):
+    """SmoothQuant: outlier channels of activations made smaller and their weights larger, folded in before export."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the difficulty that moves into the weights."""
 
 
 class Export(StageBase):
@@ -157,9 +208,32 @@ class Export(StageBase):
 
     stage: Literal["export"]
     fuse: bool = True
+    smooth: Smooth | None = None
+    """Make the graph easier to quantise without changing what it says; for models whose norms come first (pre-LN)."""
 
 
-Scheme = Literal["fp16", "w8a8-dynamic", "w8a8-static", "w8", "w4"]
+Scheme = Literal["fp16", "bf16", "w8a8-dynamic", "w8a8-static", "w8", "w4"]
+Arithmetic = Literal["auto", "u8s8", "u8s8-reduced", "u8s8-precise", "u8u8"]
+Rounding = Literal["rtn", "gptq", "awq", "autoround"]
+
+
+class Until(Part):
+    """What quantisation may cost in quality on validation rows, against the graph that it starts from."""
+
+    metric: Literal["accuracy", "token_perplexity", "agreement"]
+    """`agreement`: share of answers (of tokens, for a language model) that stay the same."""
+    max_drop_points: float | None = Field(default=None, ge=0)
+    """At most this many points (hundredths) of accuracy or agreement lost."""
+    max_ratio: PositiveFloat | None = None
+    """At most this multiple of the perplexity."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Until:
+        key = "max_ratio" if self.metric == "token_perplexity" else "max_drop_points"
+        other = "max_drop_points" if key == "max_ratio" else "max_ratio"
+        if getattr(self, key) is None or getattr(self, other) is not None:
+            raise ValueError(f"{self.metric} takes `{key}`, and only that")
+        return self
 
 
 class Quantize(StageBase):
@@ -167,25 +241,49 @@ class Quantize(StageBase):
 
     stage: Literal["quantize"]
     scheme: Scheme
+    """`bf16` stores weights in bfloat16 and computes in fp32."""
     per_channel: bool = True
-    reduce_range: bool = False
-    """7-bit weights, for processors whose 8-bit multiply-add saturates (no VNNI)."""
+    arithmetic: Arithmetic = "u8s8"
+    """Only for `w8a8-dynamic`: unsigned activations times signed weights; the same with 7-bit weights (`-reduced`), or
+    in a session that widens before it adds up (`-precise`); unsigned weights; or whichever of them is cheapest on this
+    machine among those that are about as exact (`auto`). Without VNNI, `u8s8` may saturate."""
+    method: Rounding = "rtn"
+    """Only for `w8` and `w4`: to the nearest, or so that calibration outputs change least (`gptq`, our own; `awq` and
+    `autoround` by neural-compressor)."""
     lm_head: bool = True
     """Quantise a language model's output layer too."""
     embeddings: bool = False
     """Quantise the embedding table too."""
-    exclude: tuple[str, ...] = ()
-    """Names of graph nodes left alone."""
+    exclude: tuple[str, ...] | Literal["auto"] = ()
+    """Names of graph nodes left alone; `auto` measures every node's damage and leaves as few alone as `until` needs.
+    With `w4` it tries 8 bits first."""
+    until: Until | None = None
+    """Only with `exclude: auto`."""
     calibration_method: Literal["minmax", "percentile", "entropy"] = "minmax"
     """Only for `w8a8-static`."""
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Quantize:
+        if (self.exclude == "auto") != (self.until is not None):
+            raise ValueError("`exclude: auto` and `until` go together: what is left out depends on what must hold")
+        only = {
+            "arithmetic": ("w8a8-dynamic",),
+            "method": ("w8", "w4"),
+            "calibration_method": ("w8a8-static",),
+        }
+        for key, schemes in only.items():
+            if getattr(self, key) != type(self).model_fields[key].default and self.scheme not in schemes:
+                raise ValueError(f"`{key}` is for {' and '.join(schemes)}, and {self.scheme} would ignore it")
+        return self
 
-Stage = Annotated[Finetune | Distill | Prune | Export | Quantize, Field(discriminator="stage")]
+
+Stage = Annotated[Finetune | Distill | Prune | TrimVocabulary | Export | Quantize, Field(discriminator="stage")]
 
 ACCEPTS: dict[str, Kind] = {
     "finetune": "torch",
     "distill": "torch",
     "prune": "torch",
+    "trim-vocabulary": "torch",
     "export": "torch",
     "quantize": "onnx",
 }
@@ -195,6 +293,7 @@ YIELDS: dict[str, Kind] = {
     "finetune": "torch",
     "distill": "torch",
     "prune": "torch",
+    "trim-vocabulary": "torch",
     "export": "onnx",
     "quantize": "onnx",
 }

@@ -14,7 +14,7 @@ from compressor.checkpoints.manifest import Variant
 from compressor.checkpoints.store import Checkpoint
 from compressor.errors import UnsupportedError
 from compressor.graphs.facts import GraphFacts
-from compressor.graphs.quantise import convert_fp16, quantise_dynamic, quantise_static, quantise_weights
+from compressor.graphs.quantise import convert_fp16, quantise_dynamic, quantise_static, quantise_weights, store_bf16
 from compressor.runtime.onnx_runner import open_onnx
 from compressor.runtime.runners import n_cores
 from compressor.schema.events import Progress
@@ -27,14 +27,22 @@ from compressor.stages.sealing import Made, seal_variant
 
 GRAPHS: dict[Scheme, str] = {
     "fp16": "onnx/model_fp16.onnx",
+    "bf16": "onnx/model_bf16.onnx",
     "w8a8-dynamic": "onnx/model_int8.onnx",
     "w8a8-static": "onnx/model_quantized.onnx",
     "w8": "onnx/model_w8.onnx",
     "w4": "onnx/model_q4.onnx",
 }
 """File names as Optimum and Transformers.js look for them."""
+EVERYWHERE = (
+    "CPUExecutionProvider",
+    "CUDAExecutionProvider",
+    "TensorrtExecutionProvider",
+    "OpenVINOExecutionProvider",
+)
 PROVIDERS: dict[Scheme, tuple[str, ...]] = {
-    "fp16": ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "OpenVINOExecutionProvider"),
+    "fp16": EVERYWHERE,
+    "bf16": EVERYWHERE,
     "w8a8-dynamic": ("CPUExecutionProvider",),
     "w8a8-static": ("CPUExecutionProvider", "TensorrtExecutionProvider", "OpenVINOExecutionProvider"),
     "w8": ("CPUExecutionProvider", "CUDAExecutionProvider"),
@@ -115,12 +123,14 @@ def _write(config: Quantize, source: Checkpoint, graph: Path, path: Path, ctx: S
     match config.scheme:
         case "fp16":
             return convert_fp16(graph, path)
+        case "bf16":
+            return store_bf16(graph, path)
         case "w8a8-dynamic":
             return quantise_dynamic(
                 graph,
                 path,
                 per_channel=config.per_channel,
-                reduce_range=config.reduce_range,
+                reduce_range=config.arithmetic == "u8s8-reduced",
                 include_lm_head=config.lm_head,
                 include_embeddings=config.embeddings,
                 exclude=config.exclude,
@@ -166,9 +176,9 @@ def _check_settings(config: Quantize) -> None:
     """A setting that does nothing would be believed."""
     set_for_nothing = {"embeddings": config.embeddings, "lm_head": not config.lm_head, "exclude": bool(config.exclude)}
     names = [name for name, is_set in set_for_nothing.items() if is_set]
-    if config.scheme == "fp16" and names:
+    if config.scheme in ("fp16", "bf16") and names:
         raise UnsupportedError(
-            f"fp16 converts the entire model and takes no {', '.join(names)}",
+            f"{config.scheme} converts the entire model and takes no {', '.join(names)}",
             where=f"stages.{config.id}",
             hint="remove it, or choose another scheme",
         )

@@ -49,7 +49,7 @@ def test_int8_on_a_processor_that_cannot() -> None:
     assert doctor.processor_int8(frozenset({"avx512_vnni", "avx2"})).text == "avx512_vnni"
     plain = doctor.processor_int8(frozenset({"avx2"}))
     assert plain.status == "warn" and plain.text.startswith("none (there are: avx2)")
-    assert plain.remedy == "set reduce_range: true on quantize stages, and measure"
+    assert plain.remedy == "set arithmetic: auto on w8a8-dynamic stages, and measure"
     assert doctor.processor_int8(frozenset()).text == "the system lists no CPU flags"
     assert doctor.processor_bf16(frozenset({"avx2"})).status == "warn"
 

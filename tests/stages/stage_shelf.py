@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "export": {"stage": "export", "from": "finetune"},
     "export-pruned": {"stage": "export", "from": "prune-heads"},
     "fp16": {"stage": "quantize", "from": "export", "scheme": "fp16"},
+    "bf16": {"stage": "quantize", "from": "export", "scheme": "bf16"},
     "int8": {"stage": "quantize", "from": "export", "scheme": "w8a8-dynamic"},
     "static": {"stage": "quantize", "from": "export", "scheme": "w8a8-static"},
     "w8": {"stage": "quantize", "from": "export", "scheme": "w8"},
