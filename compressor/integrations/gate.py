@@ -12,10 +12,11 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from compressor.errors import GoalError, ProvenanceError, UserError
-from compressor.measurement.goals import LESS_IS_BETTER, Status, judge_goal
+from compressor.measurement.goals import Status, judge_goal
 from compressor.schema.report import Candidate, Measurement, Phase, Report
 from compressor.spec.agreement import COSTS, WORKLOAD_COSTS
 from compressor.spec.evaluation import Goal
+from compressor.spec.tasks import LESS_IS_BETTER
 
 TOO_SHORT = "smoke"
 """The profile whose windows only show that the path works."""

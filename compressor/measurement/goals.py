@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from compressor.schema.report import Candidate, GoalResult, Interval, Measurement, Quality, Ratio
-from compressor.spec.agreement import AGREEMENT, COSTS, WORKLOAD_COSTS
+from compressor.spec.agreement import COSTS, WORKLOAD_COSTS
 from compressor.spec.evaluation import Goal
+from compressor.spec.tasks import LESS_IS_BETTER, TASKS
 
 Status = Literal["met", "missed", "not_shown"]
-LESS_IS_BETTER = ("token_perplexity", "byte_perplexity", "kl_to_baseline")
-TO_THE_BASELINE = {AGREEMENT: 1.0, "kl_to_baseline": 0.0}
+TO_THE_BASELINE = {**{task.agreement: 1.0 for task in TASKS.values()}, "kl_to_baseline": 0.0}
 """Metrics that compare with the baseline already, and what the baseline itself has."""
 
 

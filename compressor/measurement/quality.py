@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from compressor.measurement.arrays import Array
 from compressor.measurement.inputs import PreparedRows
 from compressor.measurement.outputs import log_softmax
 from compressor.schema.report import Interval, Paired, Quality
-from compressor.spec.agreement import AGREEMENT
 from compressor.spec.tasks import Task
 
 Metric = Callable[[Any, Any], float]
@@ -114,7 +114,7 @@ def judge_labels(
             value, ci, paired = _accuracy(judged, predicted, other, labels)
         else:
             own = judged.own_metrics.get(metric)
-            score = own if own is not None else (lambda p, r: macro_f1(p, r, n_classes))
+            score = own if own is not None else partial(_OF_CLASSES[metric], n_classes=n_classes)
             n_resamples = 1_999 if own is None else N_OWN_METRIC_RESAMPLES
             value, ci, paired = _bootstrapped(judged, score, predicted, other, labels, n_resamples)
         found.append(judged.row(metric, value, ci, labels.size, paired, rows.settings))
@@ -169,6 +169,18 @@ def macro_f1(predicted: Ids, labels: Ids, n_classes: int) -> float:
     hits, union = np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1)  # union = 2 TP + FP + FN
     seen = union > 0
     return float(np.mean(2 * hits[seen] / union[seen]))
+
+
+def matthews(predicted: Ids, labels: Ids, n_classes: int) -> float:
+    """Correlation of predicted and true classes (Gorodkin 2004, R_K); 0 where either names one class only."""
+    n, hits = labels.size, int((predicted == labels).sum())
+    told = np.bincount(predicted, minlength=n_classes).astype(float)
+    true = np.bincount(labels, minlength=n_classes).astype(float)
+    spread = (n**2 - (told**2).sum()) * (n**2 - (true**2).sum())
+    return float((hits * n - (told * true).sum()) / np.sqrt(spread)) if spread else 0.0
+
+
+_OF_CLASSES: dict[str, Callable[..., float]] = {"macro_f1": macro_f1, "matthews": matthews}
 
 
 # Language models -----------------------------------------------------------------------------------------------------
@@ -242,7 +254,7 @@ def _distance_rows(judged: Judged, agree: Array, divergence: Array, settings: di
     n_agree, n = int(agree.sum()), int(agree.size)
     ci = st.bootstrap_rows(lambda i: float(divergence[i].mean()), divergence.size, seed=judged.seed)
     return [
-        judged.row(AGREEMENT, n_agree / n, st.wilson(n_agree, n), n, None, settings),
+        judged.row("top1_agreement", n_agree / n, st.wilson(n_agree, n), n, None, settings),
         judged.row(DIVERGENCE, float(divergence.mean()), ci, int(divergence.size), None, settings),
     ]
 

@@ -13,10 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 from compressor.errors import MissingPackageError
-from compressor.measurement.goals import LESS_IS_BETTER
 from compressor.render import words
 from compressor.render.tables import TextTable, name_of
 from compressor.schema.report import Candidate, Interval, Measurement, Phase, Quality, Report
+from compressor.spec.tasks import LESS_IS_BETTER
 
 try:
     import plotly.graph_objects as go

@@ -114,7 +114,8 @@ def _load_plain(folder: Path, *, threads: int | None, device: str) -> Compressed
 
     config = read_config(folder)
     task = task_of(config, folder)
-    labels = None if task.is_decoder else tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    names = sorted((config.id2label or {}).items())
+    labels = tuple(str(name) for _, name in names) if task.has_classes else None
     runner = open_torch(load_module(folder, task=task), task, threads=threads, provider=PROVIDERS[device])
     return CompressedModel(folder, task, runner, labels=labels)
 
@@ -173,7 +174,7 @@ class CompressedModel:
             for name, value in inputs.items()
         }
         arrays.setdefault("attention_mask", np.ones_like(arrays["input_ids"]))
-        logits = self.runner.forward(arrays)[self.task.output]
+        logits = self.runner.forward(arrays)[self.task.outputs[-1]]
         if has_tensors:
             import torch
 
@@ -207,9 +208,8 @@ class CompressedModel:
         rows = self._encode([texts] if isinstance(texts, str | tuple) else texts, max_tokens=self._max_tokens())
         if not rows:
             return np.zeros((0, len(self.labels or ())), np.float32)
-        parts = [
-            self.runner.forward(batch)[self.task.output] for batch in batches(rows, batch_size, _pad_id(self.tokenizer))
-        ]
+        name = self.task.outputs[-1]
+        parts = [self.runner.forward(batch)[name] for batch in batches(rows, batch_size, _pad_id(self.tokenizer))]
         return np.concatenate(parts)
 
     def predict(self, texts: Sequence[Text] | Text, *, batch_size: int = 32) -> list[dict[str, Any]]:

@@ -19,14 +19,12 @@ from compressor.spec.evaluation import Evaluate, Goal, Workload
 from compressor.spec.pipeline import Pipeline
 from compressor.spec.problems import did_you_mean
 from compressor.spec.sources import Data, ModelSource
-from compressor.spec.tasks import TASKS, Task
+from compressor.spec.tasks import LESS_IS_BETTER, TASKS, Task
 
 WORKLOAD_COSTS = ("latency_s", "cpu_s_per_token", "j_per_token")
 """Costs that depend on how the model is used."""
 COSTS = (*WORKLOAD_COSTS, "size_bytes", "parameters")
 """Everything a goal can limit beside quality."""
-AGREEMENT = "top1_agreement"
-"""Share of predictions equal to the baseline's; measured without being asked for."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,10 @@ Finding = tuple[Location, str, str | None]
 def _task_findings(parts: Parts) -> Iterator[Finding]:
     if parts.model is None or parts.task is None:
         return
-    if parts.model.labels is not None and "label" not in parts.task.columns:
+    if parts.model.labels is not None and not parts.task.has_classes:
         yield ("model", "labels"), f"a {parts.task.name} model has no labels", "remove `labels`"
+    if parts.model.pooling is not None and parts.task.kind != "embedding":
+        yield ("model", "pooling"), f"a {parts.task.name} model pools nothing", "remove `pooling`"
     if parts.data is not None:
         known = (*parts.task.columns, *parts.task.optional_columns)
         for column in parts.data.columns:
@@ -159,7 +159,7 @@ def _goal_findings(parts: Parts, metrics: Collection[str]) -> Iterator[Finding]:
     if parts.task is None or parts.evaluate is None:
         return
     for i, goal in enumerate(parts.goals or ()):
-        known = (*parts.task.metrics, *metrics, AGREEMENT, *COSTS)
+        known = (*parts.task.metrics, *metrics, parts.task.agreement, *COSTS)
         location = ("goals", i)
         if goal.metric not in known:
             message = f"`{goal.metric}` is neither a metric of {parts.task.name} nor a cost"
@@ -175,17 +175,17 @@ def _goal_findings(parts: Parts, metrics: Collection[str]) -> Iterator[Finding]:
 
 
 def _quality_goal_findings(goal: Goal, location: Location, evaluate: Evaluate, task: Task) -> Iterator[Finding]:
-    measured = (*(evaluate.metrics or task.metrics), AGREEMENT)
+    measured = (*(evaluate.metrics or task.metrics), task.agreement)
     if goal.metric not in measured:
         message = f"`{goal.metric}` is not among the metrics that are measured"
         yield (*location, "metric"), message, f"add `{goal.metric}` to `evaluate.metrics`"
     for key in ("workload", "phase"):
         if getattr(goal, key) is not None:
             yield (*location, key), f"`{goal.metric}` does not depend on a {key}", f"remove `{key}`"
-    if goal.metric.endswith("perplexity") and goal.max_ratio is None:
+    if goal.metric in LESS_IS_BETTER and goal.max_ratio is None:
         message = f"`{goal.metric}`: the less the better"
         yield location, message, "limit it with `max_ratio`, such as 1.05 for at most 5 % above the baseline's"
-    elif goal.metric in (*task.metrics, AGREEMENT) and not goal.metric.endswith("perplexity") and goal.max_ratio:
+    elif goal.metric in (*task.metrics, task.agreement) and goal.metric not in LESS_IS_BETTER and goal.max_ratio:
         message = f"`{goal.metric}`: the more the better"
         yield location, message, "limit it with `min_retained` or `max_drop_points`"
 

@@ -25,6 +25,14 @@ class TokenizerSource(Part):
         return self
 
 
+class Pooling(Part):
+    """How an embedder makes one vector of a text's token vectors; for folders without `modules.json`."""
+
+    mode: Literal["mean", "cls", "max", "lasttoken"] = "mean"
+    normalise: bool = True
+    """To length 1, so that the dot product is the cosine."""
+
+
 class ModelSource(Part):
     """The pretrained model: a folder, a hub repository, or random weights from a config."""
 
@@ -41,6 +49,8 @@ class ModelSource(Part):
     """Only with `config`."""
     labels: tuple[str, ...] | None = None
     """Names of the classes, in the order of their ids."""
+    pooling: Pooling | None = None
+    """Of an embedder whose folder has no `modules.json`."""
     name: str | None = None
     """How reports and cards call this model; say here what was done to its weights before us."""
     licence: str | None = None

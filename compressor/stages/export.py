@@ -45,7 +45,7 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
         if ctx.task.is_decoder:
             export_decoder(module, path)
         else:
-            export_encoder(module, path, output_names=(ctx.task.output,))
+            export_encoder(module, path, output_names=ctx.task.outputs)
         emit(Progress(config.id, "export", 1, N_STEPS))
         fusion = fuse(path, path) if config.fuse else None
         if fusion is not None and not fusion.counts:

@@ -37,7 +37,7 @@ def load_pretrained(
     """
     config = read_config(folder)
     module, missing = _load(folder, config, task, seed)
-    if "label" not in task.columns:
+    if not task.has_classes:
         if missing:
             raise _incomplete(folder, missing)
         return module, ()
@@ -67,7 +67,7 @@ def draw_module(
             hint="such as bert, distilbert, roberta, gpt2 or llama",
         )
     config = AutoConfig.for_model(model_type, **values)
-    if "label" in task.columns:
+    if task.has_classes:
         _set_classes(config, _needed(labels, where="model.config"))
     auto = _auto_class(config, task, where="model.config")
     torch.manual_seed(seed)

@@ -92,7 +92,7 @@ def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpo
         ),
         ctx=ctx,
         cost=meter.cost,
-        labels=classes_of(loaded.module) if "label" in ctx.task.columns else None,
+        labels=classes_of(loaded.module) if ctx.task.has_classes else None,
         structure=loaded.structure,
         carry_from=None,
     )

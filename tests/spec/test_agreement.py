@@ -131,7 +131,7 @@ def test_a_metric_of_the_callers_own() -> None:
     goal = {"metric": "cost_of_errors", "max_ratio": 1.1}
     assert refused(ENCODER, evaluate=asked) == (
         "evaluate.metrics.1: `cost_of_errors` is no metric of sequence-classification\n"
-        "  -> its metrics are: accuracy, macro_f1"
+        "  -> its metrics are: accuracy, macro_f1, matthews"
     )
     accepted = load_pipeline({**ENCODER, "evaluate": asked, "goals": [goal]}, metrics=["cost_of_errors"])
     assert accepted.evaluate.metrics == ("accuracy", "cost_of_errors")
