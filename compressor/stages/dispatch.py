@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import assert_never
 
 from compressor.checkpoints.store import Checkpoint
-from compressor.spec.stages import Distill, Export, Finetune, Prune, Quantize, Stage
+from compressor.spec.stages import Distill, Export, Finetune, Prune, Quantize, Stage, Tune, TrimVocabulary
 from compressor.stages.context import DistillInput, SourceInput, StageContext, StageInputs
 
 
@@ -43,6 +43,10 @@ def run_here(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageContex
             from compressor.stages.prune import prune
 
             return prune(config, source, out_dir, ctx)
+        case TrimVocabulary():
+            from compressor.stages.trim_vocabulary import trim_vocabulary
+
+            return trim_vocabulary(config, source, out_dir, ctx)
         case Export():
             from compressor.stages.export import export
 
@@ -51,6 +55,10 @@ def run_here(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageContex
             from compressor.stages.quantize import quantize
 
             return quantize(config, source, out_dir, ctx)
+        case Tune():
+            from compressor.stages.tune import tune
+
+            return tune(config, source, out_dir, ctx)
         case _:
             assert_never(config)
 
@@ -63,10 +71,14 @@ def stage_version(config: Stage) -> int:
         case Distill():
             return 1
         case Prune():
+            return 2
+        case TrimVocabulary():
             return 1
         case Export():
             return 1
         case Quantize():
+            return 1
+        case Tune():
             return 1
         case _:
             assert_never(config)

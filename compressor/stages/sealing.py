@@ -59,16 +59,18 @@ def seal_module(
     labels: tuple[str, ...] | None,
     structure: dict[str, Any] | None,
     carry_from: Path | None,
+    replaced: Sequence[str] = (),
 ) -> Checkpoint:
     """Write a torch module with its tokenizer and seal the folder.
 
     Args:
         structure: what pruning kept where a stock config cannot say it, else None.
         carry_from: folder whose tokenizer and other small files go along; None when they are written already.
+        replaced: names of files that the stage wrote itself, so that the source's do not go along.
     """
     save_module(module, out_dir, structure=structure)
     if carry_from is not None:
-        carry_files(carry_from, out_dir, exclude_prefixes=NOT_CARRIED)
+        carry_files(carry_from, out_dir, exclude_prefixes=(*NOT_CARRIED, *replaced))
     variant = Variant(
         id=TORCH_VARIANT,
         path=WEIGHTS,

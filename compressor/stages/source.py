@@ -16,6 +16,7 @@ from compressor.checkpoints.files import content_files, digest_json, link_or_cop
 from compressor.checkpoints.hub import resolve
 from compressor.checkpoints.manifest import MANIFEST_NAME
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
+from compressor.checkpoints.vocabulary import KEPT_TOKENS
 from compressor.data.tokenize import load_tokenizer, train_tokenizer
 from compressor.errors import CheckpointError, DataError, UserError
 from compressor.methods.surgery import n_parameters
@@ -32,6 +33,7 @@ SOURCE_ID = "model"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "chat_template.jinja",
+    KEPT_TOKENS,
 )  # fmt: skip
 
 

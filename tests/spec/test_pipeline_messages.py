@@ -31,7 +31,7 @@ ONE_MISTAKE = {
     "key like no other": (
         "    stage: export\n",
         "    stage: export\n    zzz: 1\n",
-        "job.yaml:21: stages.2.zzz: unknown key\n  -> known here: id, from, stage, fuse",
+        "job.yaml:21: stages.2.zzz: unknown key\n  -> known here: id, from, stage, fuse, smooth",
     ),
     "required key misspelt is one mistake": (
         "    teacher: teacher\n",
@@ -207,7 +207,8 @@ ONE_MISTAKE = {
     "pruning of nothing": (
         "    stage: export\n",
         "    stage: prune\n    keep: {ffn: 1.0}\n  - id: graph\n    stage: export\n",
-        "job.yaml:19: stages.2: keep: heads and ffn are both 1.0, so nothing would be pruned",
+        "job.yaml:20: stages.2.keep: layers, attention_sublayers, ffn_sublayers, hidden, heads, ffn are all 1.0, "
+        "so nothing would be pruned",
     ),
     "pruning two ways": (
         "    stage: export\n",
