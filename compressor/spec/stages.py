@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from compressor.spec.base import Fraction, Part, PositiveFloat, PositiveInt, Slug, Weight
+from compressor.spec.distillation import PRESETS, DistillLosses, PresetName, as_tuples, with_preset
 
 Kind = Literal["torch", "onnx"]
 
@@ -48,39 +49,6 @@ class Finetune(StageBase):
     training: Training = Training()
 
 
-class LogitLoss(Part):
-    """Match the teacher's output distribution."""
-
-    weight: Weight = 1.0
-    kind: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    temperature: PositiveFloat = 2.0
-
-
-class HiddenLoss(Part):
-    """Match the teacher's hidden states, layer by layer."""
-
-    weight: Weight = 1.0
-    kind: Literal["mse", "cosine"] = "mse"
-    layer_map: tuple[int, ...] | None = None
-    """For each student layer, the teacher layer (from 0) it is held against; spread evenly where absent."""
-
-
-class DistillLosses(Part):
-    """Losses of a distillation, summed by weight."""
-
-    labels: Weight = 0.0
-    """Weight of the task's own loss against the labels."""
-    logits: LogitLoss | None = LogitLoss()
-    hidden: HiddenLoss | None = None
-
-    @model_validator(mode="after")
-    def _something(self) -> DistillLosses:
-        weights = (self.logits.weight if self.logits else 0.0, self.hidden.weight if self.hidden else 0.0)
-        if not any(weights):
-            raise ValueError("a distillation needs a teacher loss: give `logits` or `hidden` a weight above 0")
-        return self
-
-
 class Distill(StageBase):
     """Train a student (the `from` checkpoint, or some of its layers) to answer as the teacher does."""
 
@@ -89,19 +57,37 @@ class Distill(StageBase):
     """The stage (or `model`) whose checkpoint teaches."""
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Layers of the `from` checkpoint that the student starts with, counted from 0; all where absent."""
+    preset: PresetName | None = None
+    """A paper's combination of losses; what `losses` says comes on top, and the sum of both is on record."""
     losses: DistillLosses = DistillLosses()
     training: Training = Training()
     cache_limit_gb: PositiveFloat = 10.0
     """Teacher outputs beyond the logits are cached on disk up to here, and computed live above it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
+            return values
+        losses = values.get("losses", {})
+        if isinstance(losses, DistillLosses):
+            losses = losses.model_dump()
+        if isinstance(losses, dict):
+            values = {**values, "losses": with_preset(values["preset"], losses)}
+        return as_tuples(values)
+
     @model_validator(mode="after")
     def _same_depth(self) -> Distill:
-        layer_map = self.losses.hidden.layer_map if self.losses.hidden else None
-        if self.layers is not None and layer_map is not None and len(self.layers) != len(layer_map):
-            raise ValueError(
-                f"`losses.hidden.layer_map` has {len(layer_map)} layers and `layers` has {len(self.layers)}: "
-                "name one teacher layer for each student layer"
-            )
+        for name, piece in self.losses.pieces().items():
+            layer_map = getattr(piece, "layer_map", None)
+            if self.layers is None or layer_map is None:
+                continue
+            n_held = 1 if getattr(piece, "at", "every") == "last" else len(self.layers) - (name == "pkd")
+            if len(layer_map) != n_held:
+                raise ValueError(
+                    f"`losses.{name}.layer_map` has {len(layer_map)} layers, and {n_held} of the student's "
+                    f"{len(self.layers)} `layers` are compared: name one teacher layer for each"
+                )
         return self
 
 
@@ -277,7 +263,44 @@ class Quantize(StageBase):
         return self
 
 
-Stage = Annotated[Finetune | Distill | Prune | TrimVocabulary | Export | Quantize, Field(discriminator="stage")]
+class Tune(StageBase):
+    """Find the runtime settings of least cost on this machine; they travel with the variant and no weight changes.
+
+    Measured on calibration (else validation) rows, each setting in a process of its own. A setting replaces the one in
+    place only where its whole interval shows a saving; that the defaults are best is a result.
+    """
+
+    stage: Literal["tune"]
+    minimise: Literal["cpu_s_per_token", "j_per_token"] = "cpu_s_per_token"
+    latency_s_max: PositiveFloat | None = None
+    """Limit on the 95th percentile of one call: a batch of texts, or one decode step."""
+    threads: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    """Numbers to try; 1, 2, 4, ... up to `target.threads` (or all cores) where absent."""
+    spinning: Annotated[tuple[bool, ...], Field(min_length=1)] = (True, False)
+    """Whether waiting threads burn CPU to wake faster."""
+    memory_arena: Annotated[tuple[bool, ...], Field(min_length=1)] = (True, False)
+    """Whether ONNX Runtime keeps freed memory for itself."""
+    io_binding: Annotated[tuple[bool, ...], Field(min_length=1)] = (False, True)
+    """Whether inputs and outputs are handed over as ONNX Runtime's own values."""
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 8, 32)
+    """Texts in one call, for models that do not generate."""
+    sort_by_length: Annotated[tuple[bool, ...], Field(min_length=1)] = (False, True)
+    """Whether texts of like length go together, for models that do not generate."""
+    rows: PositiveInt = 64
+    """Texts of one pass, from the start of the split; at most four prompts for models that generate."""
+    input_tokens: PositiveInt = 32
+    """Length of a prompt, for models that generate."""
+    output_tokens: Annotated[int, Field(ge=2)] = 16
+    """Tokens generated after each prompt, for models that generate."""
+    rounds: Annotated[int, Field(ge=3)] = 5
+    """Paired rounds of each comparison; fewer than three give no interval."""
+    window_s: PositiveFloat = 1.0
+    """Length of one timed window."""
+    table: str | None = None
+    """A `tuning.json` of an earlier run: its settings are taken, and nothing is measured."""
+
+
+Stage = Annotated[Finetune | Distill | Prune | TrimVocabulary | Export | Quantize | Tune, Field(discriminator="stage")]
 
 ACCEPTS: dict[str, Kind] = {
     "finetune": "torch",
@@ -286,6 +309,7 @@ ACCEPTS: dict[str, Kind] = {
     "trim-vocabulary": "torch",
     "export": "torch",
     "quantize": "onnx",
+    "tune": "onnx",
 }
 """What a stage starts from; checked along the chain before anything is loaded."""
 
@@ -296,5 +320,6 @@ YIELDS: dict[str, Kind] = {
     "trim-vocabulary": "torch",
     "export": "onnx",
     "quantize": "onnx",
+    "tune": "onnx",
 }
 """What a stage leaves."""
