@@ -36,8 +36,8 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Obey until the parent says stop or is gone."""
-    _die_with_parent()
-    replies = _claim_stdout()
+    die_with_parent()
+    replies = claim_stdout()
     try:
         job = json.loads(sys.stdin.readline())
         runner = open_runner(
@@ -48,32 +48,32 @@ def main() -> None:
             settings=job["settings"],
         )
         worker = Worker(runner)
-        _reply(replies, {"ready": True, "pid": os.getpid()})
+        reply(replies, {"ready": True, "pid": os.getpid()})
         for line in sys.stdin:
             order = json.loads(line)
             if order["do"] == "stop":
                 return
-            _reply(replies, worker.obey(order))
+            reply(replies, worker.obey(order))
     except CompressorError as error:
         # A named failure goes to the parent as text; anything else is a bug and leaves its traceback on stderr.
-        _reply(replies, {"error": type(error).__name__, "text": str(error)})
+        reply(replies, {"error": type(error).__name__, "text": str(error)})
         sys.exit(1)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A stopped process whose parent was killed would hold its memory for ever; Linux can kill it with the parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _claim_stdout() -> TextIO:
+def claim_stdout() -> TextIO:
     """Keep the pipe to the parent for replies alone: whatever libraries print goes to standard error."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return replies
 
 
-def _reply(replies: TextIO, answer: Order) -> None:
+def reply(replies: TextIO, answer: Order) -> None:
     replies.write(json.dumps(answer) + "\n")
     replies.flush()
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from compressor.errors import CompressorError
 
@@ -44,6 +44,41 @@ class Job:
     provider: str
     settings: dict[str, Any]
 
+    MODULE: ClassVar[str] = "compressor.measurement.worker"
+
+    def opening(self) -> dict[str, Any]:
+        """The worker's first line of input."""
+        return {
+            "checkpoint": str(self.checkpoint.resolve()),
+            "variant": self.variant,
+            "threads": self.threads,
+            "provider": self.provider,
+            "settings": self.settings,
+        }
+
+
+@dataclass(frozen=True)
+class GraphJob:
+    """A worker that times whatever ONNX graphs it is told to open.
+
+    Attributes:
+        candidate: id, for messages.
+        threads: threads of one inference.
+        provider: ONNX Runtime execution provider.
+        settings: runtime settings.
+    """
+
+    candidate: str
+    threads: int
+    provider: str
+    settings: dict[str, Any]
+
+    MODULE: ClassVar[str] = "compressor.measurement.table_worker"
+
+    def opening(self) -> dict[str, Any]:
+        """The worker's first line of input."""
+        return {"threads": self.threads, "provider": self.provider, "settings": self.settings}
+
 
 class WorkerProcess(AbstractContextManager["WorkerProcess"]):
     """A live worker. Stopped (SIGSTOP) after `pause`, running after `resume`; gone after `close`.
@@ -53,14 +88,14 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
         log: file that takes its standard error.
     """
 
-    def __init__(self, job: Job, log: Path) -> None:
+    def __init__(self, job: Job | GraphJob, log: Path) -> None:
         self.job = job
         self._log = log
         self._is_paused = False
         with log.open("wb") as stderr:
             # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then ends its workers.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "compressor.measurement.worker"],
+                [sys.executable, "-m", job.MODULE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -68,15 +103,7 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
                 env=_environment(job.threads),
                 start_new_session=True,
             )
-        self._send(
-            {
-                "checkpoint": str(job.checkpoint.resolve()),
-                "variant": job.variant,
-                "threads": job.threads,
-                "provider": job.provider,
-                "settings": job.settings,
-            }
-        )
+        self._send(job.opening())
 
     @property
     def pid(self) -> int:
