@@ -22,10 +22,10 @@ demo: $(INSTALLED)
 	$(BIN)/compressor run pipelines/minilm-sentiment.yaml --out runs/minilm-sentiment
 
 test: check
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto --dist loadscope
 
 test-all: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadscope
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
