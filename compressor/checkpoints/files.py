@@ -98,7 +98,7 @@ def carry_files(source_dir: Path, out_dir: Path, *, exclude_prefixes: Sequence[s
         source_dir: where they are.
         out_dir: where they should be too; made if missing.
         exclude_prefixes: beginnings of relative paths to leave out, such as `onnx/` or `model.safetensors`. The
-            manifest is always left out: `seal` writes a new one.
+            manifest and the certificate are always left out: they speak of the old folder.
 
     Returns:
         The relative paths that were carried.
@@ -106,7 +106,7 @@ def carry_files(source_dir: Path, out_dir: Path, *, exclude_prefixes: Sequence[s
     Raises:
         StageError: the disk is full, or the folder cannot be written to.
     """
-    excluded = ("compressor.json", *exclude_prefixes)
+    excluded = ("compressor.json", "certificate.json", *exclude_prefixes)
     carried = [name for name in content_files(source_dir) if not name.startswith(excluded)]
     for name in carried:
         link_or_copy(source_dir / name, out_dir / name)

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MANIFEST_NAME = "compressor.json"
+CERTIFICATE_NAME = "certificate.json"
+"""Beside the manifest, which is sealed before anything is judged: whether its files are certified, by their sha256."""
 SCHEMA = "compressor-manifest/1"
 
 
@@ -68,7 +70,7 @@ class Record(_Record):
 
     stage: str
     kind: str
-    """`source`, `finetune`, `distill`, `prune`, `export`, `quantize`."""
+    """`source`, `finetune`, `distill`, `prune`, `export`, `quantize`, `tune`."""
     fingerprint: str
     config: dict[str, Any]
     inputs: dict[str, str]

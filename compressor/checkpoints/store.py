@@ -7,7 +7,7 @@ an error of its own, so that a run never goes on from half a model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path, PurePosixPath
@@ -16,10 +16,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from compressor.checkpoints.files import content_files, digest_json, sha256_file, write_whole
-from compressor.checkpoints.manifest import MANIFEST_NAME, SCHEMA, Content, FileEntry, Manifest, Record, Variant
+from compressor.checkpoints.manifest import (
+    CERTIFICATE_NAME,
+    MANIFEST_NAME,
+    SCHEMA,
+    Content,
+    FileEntry,
+    Manifest,
+    Record,
+    Variant,
+)
 from compressor.errors import CheckpointError
 
-MAY_BE_ADDED = frozenset({"README.md", "report.json", "LICENSE", "NOTICE"})
+MAY_BE_ADDED = frozenset({"README.md", "report.json", CERTIFICATE_NAME, "LICENSE", "NOTICE"})
 """Files for people that may come after the manifest; nothing that a loader reads."""
 
 
@@ -67,13 +76,14 @@ class Checkpoint:
         raise CheckpointError(f"no variant {variant_id!r} here; there are: {present}", where=str(self.path))
 
 
-def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
+def open_checkpoint(path: Path | str, *, verify: bool = True, only: Collection[str] | None = None) -> Checkpoint:
     """Open a checkpoint folder.
 
     Args:
         path: the folder.
         verify: hash every file. Without it only the manifest itself is checked; for a folder that this process has
             verified or sealed a moment ago.
+        only: hash these files, and let others be missing: those of a repository that were fetched.
 
     Raises:
         CheckpointError: no such folder, no manifest (never finished), a manifest that cannot be read, was edited or is
@@ -86,7 +96,7 @@ def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
     checkpoint = Checkpoint(path, manifest)
     _check_paths(checkpoint)
     if verify:
-        _check_files(checkpoint)
+        _check_files(checkpoint, checkpoint.content.files if only is None else only)
     return checkpoint
 
 
@@ -192,10 +202,10 @@ def _check_paths(checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"two variants are called {variant.id!r}", where=where)
 
 
-def _check_files(checkpoint: Checkpoint) -> None:
+def _check_files(checkpoint: Checkpoint, wanted: Collection[str]) -> None:
     folder, files = checkpoint.path, checkpoint.content.files
-    for name, entry in sorted(files.items()):
-        file = folder / name
+    for name in sorted(wanted):
+        file, entry = folder / name, files[name]
         if not file.is_file():
             raise CheckpointError("the file is missing from the checkpoint", where=str(file), hint=_HINT_REMAKE)
         size_bytes = file.stat().st_size

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,22 @@ from compressor.checkpoints.manifest import MANIFEST_NAME, Variant
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.data.tokenize import Encoded, batches, load_tokenizer, pad
 from compressor.errors import CheckpointError, UnsupportedError, UserError
+from compressor.runtime.choose import choose_variant, files_of, plain_graph, task_of_architectures
 from compressor.runtime.generate import greedy
-from compressor.runtime.runners import Array, DecoderRunner, Runner, open_runner, open_torch, require_torch
+from compressor.runtime.onnx_runner import open_onnx
+from compressor.runtime.runners import Array, DecoderRunner, Runner, n_cores, open_runner, open_torch, require_torch
 from compressor.spec.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerFast
 
-PRECISIONS = {
-    "int8": ("w8a8-dynamic", "w8a8-static", "w8"),
-    "int4": ("w4",),
-}
-"""Everyday words for schemes; a scheme's own name and a variant's id are understood too."""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+LACKS = (
+    "no compressor.json: its files are not verified against any sha256",
+    "no certificate: nothing is known of what it lost or costs",
+)
+"""What a plain model lacks, in words."""
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
 
@@ -43,81 +45,87 @@ def load(
     device: Literal["cpu", "cuda"] = "cpu",
     revision: str | None = None,
 ) -> CompressedModel:
-    """Open a checkpoint for use; every file is verified against the manifest first.
+    """Open a checkpoint for use; the files that it needs are verified against the manifest first.
+
+    From a hub repository only those are fetched: the manifest, then the tokenizer and the one variant that is used. The
+    hub's own settings hold (`HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`).
 
     Args:
-        path: a checkpoint folder, a hub repository `organisation/name`, or a plain Hugging Face folder (through torch).
-        precision: `fp32`, `fp16`, `int8`, `int4`, a scheme such as `w8a8-dynamic`, or a variant's id. The checkpoint's
-            last variant where absent: what its last stage made.
+        path: a checkpoint folder, a hub repository `organisation/name`, or a plain Hugging Face model of either kind,
+            which opens too and says in `missing` what it lacks.
+        precision: `fp32`, `fp16`, `int8`, `int4`, a scheme such as `w8a8-dynamic`, or a variant's id. Where absent, the
+            last variant that runs well on this machine: what the last stage made, but none that it cannot serve.
         runtime: where several variants fit.
         threads: threads of one inference; those tuned for the variant, or all cores, where absent.
         device: `cpu` or `cuda`.
-        revision: branch, tag or commit of a hub repository.
+        revision: branch, tag or commit of a hub repository; the commit that it means is kept in `commit`.
 
     Raises:
         CheckpointError: no such folder, half-written, corrupt, tampered with, or without such a variant.
         UnsupportedError: a device or an architecture that cannot be served.
         MissingPackageError: a torch variant without torch.
     """
-    folder, _ = resolve(path, revision)
     if device not in PROVIDERS:
         raise UserError(f"device {device!r} is none of: {', '.join(PROVIDERS)}", where="device")
-    is_ours = (folder / MANIFEST_NAME).is_file()
-    if not is_ours and (folder.name.endswith(".partial") or not (folder / "config.json").is_file()):
-        open_checkpoint(folder)  # says why not
-    if is_ours:
-        checkpoint = open_checkpoint(folder)
-        variant = choose_variant(checkpoint, precision=precision, runtime=runtime)
+    # A local folder is whole; of a repository this fetches no more than the two small files that say what is in it.
+    folder, commit = resolve(path, revision, only=(MANIFEST_NAME, "config.json"))
+    if (folder / MANIFEST_NAME).is_file():
+        name = str(path) if commit is not None else str(folder)
+        content = open_checkpoint(folder, verify=False).content
+        variant = choose_variant(content, where=name, precision=precision, runtime=runtime, device=device)
+        files = files_of(content, variant)
+        if commit is not None:
+            resolve(path, commit, only=files)
+            _check_fetched(folder, files, name, commit)
+        checkpoint = open_checkpoint(folder, only=files if commit is not None else None)
         runner = open_runner(checkpoint, variant.id, threads=threads, provider=PROVIDERS[device])
-        task = TASKS[checkpoint.content.task]  # type: ignore[index]
+        task = TASKS[content.task]  # type: ignore[index]
         return CompressedModel(
-            folder, task, runner, labels=checkpoint.content.labels, variant=variant, checkpoint=checkpoint
+            folder, task, runner, labels=content.labels, variant=variant, checkpoint=checkpoint, commit=commit
         )
-    if precision not in (None, "fp32") or runtime not in (None, "torch"):
+    if folder.name.endswith(".partial") or not (folder / "config.json").is_file():
+        open_checkpoint(folder)  # says why not
+    if commit is not None:
+        resolve(path, commit)
+    return _load_plain(folder, commit, precision=precision, runtime=runtime, threads=threads, device=device)
+
+
+def _check_fetched(folder: Path, files: Sequence[str], name: str, commit: str) -> None:
+    """Offline, the client gives what it has of a snapshot without a word on what is not there."""
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
         raise CheckpointError(
-            f"a plain Hugging Face folder without {MANIFEST_NAME} has no variant but torch in fp32",
-            where=str(folder),
-            hint="leave precision and runtime out, or make variants with a pipeline",
+            f"{absent[0]} of commit {commit[:12]} is not in the local cache, and the hub did not give it",
+            where=name,
+            hint="connect once (and unset HF_HUB_OFFLINE), or give the path of a local folder",
         )
-    return _load_plain(folder, threads=threads, device=device)
 
 
-def choose_variant(checkpoint: Checkpoint, *, precision: str | None = None, runtime: str | None = None) -> Variant:
-    """The last variant that fits; one that can run here wins over a torch variant without torch.
-
-    Raises:
-        CheckpointError: none fits; the text names those that are there.
-    """
-    schemes = PRECISIONS.get(precision or "", ())
-    fits = [
-        variant
-        for variant in checkpoint.content.variants
-        if runtime in (None, variant.runtime)
-        and (precision in (None, variant.id, variant.scheme) or variant.scheme in schemes)
-    ]
-    if not fits:
-        wanted = " and ".join(
-            f"{key} {value!r}" for key, value in (("precision", precision), ("runtime", runtime)) if value
+def _load_plain(
+    folder: Path, commit: str | None, *, precision: str | None, runtime: str | None, threads: int | None, device: str
+) -> CompressedModel:
+    """A model that is not ours: stock weights through torch, or an ONNX file under the name that others give it."""
+    provider, lacks = PROVIDERS[device], list(LACKS)
+    runner: Runner
+    graph = plain_graph(folder, precision=precision, runtime=runtime)
+    if graph is not None:
+        task = task_of_architectures(_read_json(folder / "config.json").get("architectures") or (), folder)
+        runner = open_onnx(
+            folder / graph, is_decoder=task.is_decoder, threads=threads or n_cores(), provider=provider, settings={}
         )
-        there = ", ".join(f"{variant.id} ({variant.scheme})" for variant in checkpoint.content.variants)
-        raise CheckpointError(
-            f"no variant with {wanted} here; there are: {there or 'none'}", where=str(checkpoint.path)
-        )
-    if importlib.util.find_spec("torch") is None:
-        fits = [variant for variant in fits if variant.runtime != "torch"] or fits
-    return fits[-1]
+        labels = _read_json(folder / "config.json").get("id2label") or {}
+        names = tuple(str(labels[key]) for key in sorted(labels, key=int)) or None
+        lacks.append(f"the precision of {graph} goes by its name alone")
+    else:
+        require_torch(f"a plain Hugging Face folder ({folder})")
+        from compressor.runtime.torch_models import load_module, read_config, task_of
 
-
-def _load_plain(folder: Path, *, threads: int | None, device: str) -> CompressedModel:
-    require_torch(f"a plain Hugging Face folder ({folder})")
-    from compressor.runtime.torch_models import load_module, read_config, task_of
-
-    config = read_config(folder)
-    task = task_of(config, folder)
-    names = sorted((config.id2label or {}).items())
-    labels = tuple(str(name) for _, name in names) if task.has_classes else None
-    runner = open_torch(load_module(folder, task=task), task, threads=threads, provider=PROVIDERS[device])
-    return CompressedModel(folder, task, runner, labels=labels)
+        config = read_config(folder)
+        task = task_of(config, folder)
+        names = tuple(str(name) for _, name in sorted((config.id2label or {}).items())) if task.has_classes else None
+        runner = open_torch(load_module(folder, task=task), task, threads=threads, provider=provider)
+    logging.getLogger(__name__).info("%s: %s", folder, "; ".join(lacks))
+    return CompressedModel(folder, task, runner, labels=names, commit=commit, missing=tuple(lacks))
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,8 @@ class CompressedModel:
         labels: names of the classes, or None.
         variant: the variant in use; None for a plain Hugging Face folder.
         checkpoint: the checkpoint; None for a plain Hugging Face folder.
+        commit: of the hub repository; None for a local folder.
+        missing: what a plain Hugging Face folder lacks that a checkpoint of ours has.
         tokenizer: its tokenizer.
     """
 
@@ -154,6 +164,8 @@ class CompressedModel:
         labels: tuple[str, ...] | None = None,
         variant: Variant | None = None,
         checkpoint: Checkpoint | None = None,
+        commit: str | None = None,
+        missing: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.task = task
@@ -161,6 +173,8 @@ class CompressedModel:
         self.labels = labels
         self.variant = variant
         self.checkpoint = checkpoint
+        self.commit = commit
+        self.missing = missing
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(folder)
 
     def __repr__(self) -> str:
@@ -196,6 +210,20 @@ class CompressedModel:
             )
         module: nn.Module = self.runner.module
         return module
+
+    def for_transformers(self) -> Any:
+        """This model for `transformers.pipeline(task, model=..., tokenizer=model.tokenizer)`, ONNX variants included.
+
+        Raises:
+            MissingPackageError: torch is not installed, which the pipelines of transformers are made of.
+        """
+        if hasattr(self.runner, "module"):
+            return self.runner.module
+        require_torch("a pipeline of transformers")
+        from compressor.runtime.torch_dress import dressed
+        from compressor.runtime.torch_models import read_config
+
+        return dressed(self.runner, read_config(self.folder), self.task, self.folder)
 
     def logits(self, texts: Sequence[Text] | Text, *, batch_size: int = 32) -> Array:
         """Class logits of each text, (N, C), in the order of the texts; longer texts are cut to the model's length.

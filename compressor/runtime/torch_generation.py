@@ -45,13 +45,14 @@ class GeneratingRunner(GenerationMixin):
     def forward(
         self,
         input_ids: Tensor,  # (B, T): the prompt, or the last token
-        attention_mask: Tensor,  # (B, P + T)
+        attention_mask: Tensor | None = None,  # (B, P + T); transformers leaves out one that is all ones
         past_key_values: State | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         ids = input_ids.numpy()
         if past_key_values is None:
-            logits, state = self.runner.prefill(ids, attention_mask.numpy())
+            mask = np.ones_like(ids) if attention_mask is None else attention_mask.numpy()
+            logits, state = self.runner.prefill(ids, mask)
         else:
             logits, state = self.runner.decode(ids, past_key_values.state)
         past: Any = _Past(state)  # no `Cache`, and nobody asks

@@ -25,15 +25,11 @@ from compressor.checkpoints.manifest import MANIFEST_NAME
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.errors import CheckpointError, UnsupportedError
 from compressor.methods.structure import Structure
-from compressor.methods.surgery import adapter_for, read_structure, rebuild
-from compressor.spec.tasks import TASKS, Task, TaskName
+from compressor.methods.surgery import rebuild, stock_fit
+from compressor.runtime.choose import task_of_architectures
+from compressor.spec.tasks import TASKS, Task
 
 WEIGHTS = "model.safetensors"
-_TASK_OF_ENDING: dict[str, TaskName] = {
-    "ForSequenceClassification": "sequence-classification",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-}
 
 
 def load_module(source: Checkpoint | Path, *, task: Task | None = None) -> PreTrainedModel:
@@ -159,15 +155,7 @@ def task_of(config: PreTrainedConfig, folder: Path) -> Task:
     Raises:
         UnsupportedError: none of ours.
     """
-    names = config.architectures or []
-    for ending, task_name in _TASK_OF_ENDING.items():
-        if any(name.endswith(ending) for name in names):
-            return TASKS[task_name]
-    raise UnsupportedError(
-        f"the architecture {', '.join(names) or 'is not named and'} serves none of: {', '.join(TASKS)}",
-        where=str(folder / "config.json"),
-        hint="fine-tune the model for one of these tasks first",
-    )
+    return task_of_architectures(config.architectures or (), folder)
 
 
 def _load_pruned(folder: Path, task: Task, structure: Structure) -> PreTrainedModel:
@@ -207,24 +195,10 @@ def _named_errors(folder: Path, task: Task) -> Iterator[None]:
 
 def _with_layer_config(config: dict[str, Any], module: PreTrainedModel) -> str:
     """The config, with overrides for each layer whose shape the config's own values do not give."""
-    adapter = adapter_for(module)
-    overrides: dict[str, dict[str, Any]] = {}
-    for number, layer in enumerate(read_structure(module).layers):
-        # One name for each thing that varies. Llama's own validation reads the head count, for a tokenizer too, so
-        # there the key/value heads, which leave with their groups, are named in its place.
-        kv_differs = layer.n_kv_heads != config.get("num_key_value_heads", layer.n_kv_heads)
-        heads = {"num_key_value_heads": layer.n_kv_heads} if kv_differs else {adapter.heads_key: layer.n_heads}
-        found = {adapter.ffn_key: layer.ffn_width, **heads}
-        different = {key: value for key, value in found.items() if value != _stock_value(config, key)}
-        if different:
-            overrides[str(number)] = different
-    if overrides:
+    overrides = stock_fit(module).per_layer_config
+    if overrides is not None:
         config["per_layer_config"] = overrides
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
-
-
-def _stock_value(config: Mapping[str, Any], key: str) -> Any:
-    return 4 * config["n_embd"] if key == "n_inner" and config.get(key) is None else config.get(key)
 
 
 @contextlib.contextmanager
