@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from compressor.training.answers import PER_TOKEN, answer_of
 from compressor.training.metrics import Metric
 from compressor.training.rows import Row, batches_by_length, model_inputs, on_device
 
@@ -22,8 +23,8 @@ def evaluate(model: nn.Module, rows: Sequence[Row], *, metric: Metric, pad_id: i
     device = next(model.parameters()).device
     kept, labels = [], []
     for batch in batches_by_length(rows, BATCH_ROWS, pad_id=pad_id):
-        logits = model(**on_device(model_inputs(batch), device), **extra).logits.cpu()
-        kept.append(metric.per_row(logits, batch["labels"]).numpy())
-        if batch["labels"].dim() == 1:
+        outputs = model(**on_device(model_inputs(batch), device), **extra)
+        kept.append(metric.per_row(answer_of(outputs, metric.kind).cpu(), batch["labels"]).numpy())
+        if metric.kind not in PER_TOKEN:
             labels.append(batch["labels"].numpy())
     return metric.overall(np.concatenate(kept), np.concatenate(labels) if labels else np.empty(0, dtype=np.int64))

@@ -15,10 +15,12 @@ from torch import Tensor
 from compressor.errors import DataError
 
 Row = Mapping[str, Any]
-"""`input_ids`, perhaps `token_type_ids` (lists of ints), `labels` (a class, or one token per position) and `index`."""
+"""`input_ids`, perhaps `token_type_ids` (lists of ints), `labels` and `index`; of a pair of texts read apart, `pair`
+has the inputs of the second. Labels are one number, a tuple of a fixed length, or a list with one entry per token."""
 
 Batch = dict[str, Tensor]
-"""`input_ids, attention_mask[, token_type_ids]` (B, T), `labels` (B,) or (B, T), `index` (B,)."""
+"""`input_ids, attention_mask[, token_type_ids]` (B, T), `labels` (B,), (B, n) or (B, T), `index` (B,). Of pairs read
+apart the inputs are (2B, T), all first texts before all second ones."""
 
 IGNORED = -100
 """The label that every loss in torch and transformers leaves out."""
@@ -26,8 +28,8 @@ IGNORED = -100
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def labelled_rows(encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[int]) -> list[Row]:
-    """Rows of a classification split from its encoded texts and the ids of their classes.
+def labelled_rows(encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[Any]) -> list[Row]:
+    """Rows of a split from its encoded texts and their labels; see `Row`.
 
     Raises:
         DataError: there is no row.
@@ -36,9 +38,21 @@ def labelled_rows(encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[i
         raise DataError("there is no row to train on", hint="check the data file, and `rows` if it is set")
     rows: list[Row] = []
     for index, (inputs, label) in enumerate(zip(encoded, labels, strict=True)):
-        kept = {name: inputs[name] for name in MODEL_INPUTS if name in inputs and name != "attention_mask"}
-        rows.append({**kept, "labels": int(label), "index": index})
+        rows.append({**_inputs(inputs), "labels": label, "index": index})
     return rows
+
+
+def pair_rows(
+    first: Sequence[Mapping[str, list[int]]], second: Sequence[Mapping[str, list[int]]], labels: Sequence[float]
+) -> list[Row]:
+    """Rows of pairs whose texts are read apart, for embedders."""
+    rows = labelled_rows(first, labels)
+    return [{**row, "pair": _inputs(inputs)} for row, inputs in zip(rows, second, strict=True)]
+
+
+def _inputs(encoded: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Without the mask, which `collate` makes."""
+    return {name: encoded[name] for name in MODEL_INPUTS if name in encoded and name != "attention_mask"}
 
 
 def joined_blocks(documents: Iterable[Sequence[int]], block_tokens: int, *, separator: int | None) -> list[list[int]]:
@@ -71,17 +85,18 @@ def language_model_rows(blocks: Sequence[Sequence[int]]) -> list[Row]:
 
 def collate(rows: Sequence[Row], *, pad_id: int) -> Batch:
     """Pad rows on the right to the longest among them; padded labels are ignored and padded positions masked."""
-    width = max(len(row["input_ids"]) for row in rows)
+    texts = [*rows, *(row["pair"] for row in rows if "pair" in row)]
+    width = max(len(text["input_ids"]) for text in texts)
     batch: Batch = {}
     for name in ("input_ids", "token_type_ids"):
         if name in rows[0]:
             fill = pad_id if name == "input_ids" else 0
-            batch[name] = torch.tensor([_padded(row[name], width, fill) for row in rows])  # (B, T)
-    batch["attention_mask"] = torch.tensor([_padded([1] * len(row["input_ids"]), width, 0) for row in rows])  # (B, T)
-    if isinstance(rows[0]["labels"], int):
-        batch["labels"] = torch.tensor([row["labels"] for row in rows])  # (B,)
-    else:
+            batch[name] = torch.tensor([_padded(text[name], width, fill) for text in texts])  # (B, T)
+    batch["attention_mask"] = torch.tensor([_padded([1] * len(text["input_ids"]), width, 0) for text in texts])
+    if isinstance(rows[0]["labels"], list):
         batch["labels"] = torch.tensor([_padded(row["labels"], width, IGNORED) for row in rows])  # (B, T)
+    else:
+        batch["labels"] = torch.tensor([row["labels"] for row in rows])  # (B,) or (B, n)
     batch["index"] = torch.tensor([row["index"] for row in rows])  # (B,)
     return batch
 
