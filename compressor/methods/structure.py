@@ -61,10 +61,12 @@ class Structure:
     Attributes:
         layers_kept: source layers, in order; one entry of `layers` each.
         layers: what is kept inside each of them.
+        hidden_kept: channels of the residual stream, the same in the whole model; None where all stay.
     """
 
     layers_kept: tuple[int, ...]
     layers: tuple[LayerStructure, ...] = field(default=())
+    hidden_kept: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.layers_kept) != len(self.layers):
@@ -72,7 +74,8 @@ class Structure:
 
     def reload(self) -> Structure:
         """The shapes alone, relative to a stock model that already has the kept number of layers."""
-        return Structure(tuple(range(len(self.layers))), tuple(layer.reload() for layer in self.layers))
+        hidden = None if self.hidden_kept is None else tuple(range(len(self.hidden_kept)))
+        return Structure(tuple(range(len(self.layers))), tuple(layer.reload() for layer in self.layers), hidden)
 
     def then(self, later: Structure) -> Structure:
         """This structure followed by a later one (its indices count within ours), in terms of our source."""
@@ -86,11 +89,18 @@ class Structure:
                     ffn_kept=tuple(first.ffn_kept[i] for i in layer.ffn_kept),
                 )
             )
-        return Structure(tuple(self.layers_kept[i] for i in later.layers_kept), tuple(layers))
+        hidden = self.hidden_kept if later.hidden_kept is None else later.hidden_kept
+        if self.hidden_kept is not None and later.hidden_kept is not None:
+            hidden = tuple(self.hidden_kept[i] for i in later.hidden_kept)
+        return Structure(tuple(self.layers_kept[i] for i in later.layers_kept), tuple(layers), hidden)
 
     def to_json(self) -> dict[str, Any]:
         """Counts for the loader, kept indices (as ranges, "0-3,7") for provenance."""
+        hidden = {}
+        if self.hidden_kept is not None:
+            hidden = {"hidden_width": len(self.hidden_kept), "hidden_kept": write_ranges(self.hidden_kept)}
         return {
+            **hidden,
             "layers_kept": write_ranges(self.layers_kept),
             "layers": [
                 {
@@ -119,7 +129,10 @@ class Structure:
                 for layer in value["layers"]
             )
             counts = [(layer["n_heads"], layer["n_kv_heads"], layer["ffn_width"]) for layer in value["layers"]]
-            structure = cls(read_ranges(value["layers_kept"]), layers)
+            hidden = read_ranges(value["hidden_kept"]) if "hidden_kept" in value else None
+            structure = cls(read_ranges(value["layers_kept"]), layers, hidden)
+            if hidden is not None and len(hidden) != value["hidden_width"]:
+                raise ValueError(f"{len(hidden)} hidden channels kept where the width is {value['hidden_width']}")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the structure in the manifest cannot be read: {error!r}") from error
         for number, (layer, expected) in enumerate(zip(layers, counts, strict=True)):

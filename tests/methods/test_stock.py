@@ -10,7 +10,13 @@ import pytest
 import torch
 from test_surgery import uneven, uniform
 from tiny_architectures import CONFIGS, DECODERS, build, inputs, logits
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from compressor.errors import CheckpointError
 from compressor.methods.structure import LayerStructure, Structure
@@ -70,7 +76,7 @@ def test_uniform_heads_are_not_stock_where_the_head_size_is_derived(name: str) -
     assert not fit.uniform
     assert fit.reason == "heads are removed, and this architecture's config derives the head size from the head count"
     assert fit.per_layer_config is not None
-    assert fit.per_layer_config["00"] == {adapter_for(model).heads_key: 3}
+    assert fit.per_layer_config["0"] == {adapter_for(model).heads_key: 3}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -79,7 +85,7 @@ def test_a_stock_loader_refuses_per_layer_shapes_loudly(name: str, tmp_path: Pat
     fit = stock_fit(model)
     assert not fit.uniform and fit.per_layer_config is not None
     assert fit.reason == "a sublayer is removed from some layers, which a stock config cannot say"
-    assert fit.per_layer_config["01"]["skip"] == ["attention"] and fit.per_layer_config["02"]["skip"] == ["mlp"]
+    assert fit.per_layer_config["1"]["skip"] == ["attention"] and fit.per_layer_config["2"]["skip"] == ["mlp"]
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "per_layer_config": fit.per_layer_config}))
@@ -101,9 +107,10 @@ def test_heads_that_do_not_divide_the_hidden_size_are_named() -> None:
     model = build("llama")
     layers = tuple(LayerStructure((0, 2, 4), (0, 1, 2), x.ffn_kept) for x in read_structure(model).layers)
     assert stock_fit(apply_structure(model, Structure((0, 1, 2), layers))).uniform  # 3 divides 24
-    wide = build("llama")
-    wide.config.hidden_size = 25  # what the config would be checked against
-    fit = stock_fit(apply_structure(wide, Structure((0, 1, 2), layers)))
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=20, num_hidden_layers=3, num_attention_heads=5, head_dim=8, intermediate_size=40
+    )
+    fit = stock_fit(apply_structure(LlamaForCausalLM(config), Structure((0, 1, 2), layers)))  # 3 does not divide 20
     assert fit.reason == "the head count does not divide the hidden size, which this architecture's config demands"
 
 

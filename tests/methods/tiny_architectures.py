@@ -41,6 +41,9 @@ CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
         **{**_BERT_LIKE, "num_hidden_layers": 4},
         num_labels=3, local_attention=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
     ),
+    "gte": lambda: hf.GteConfig(**_BERT_LIKE, num_labels=3, pad_token_id=0),
+    "nomic_bert": lambda: hf.NomicBertConfig(**_BERT_LIKE, num_labels=3, pad_token_id=0),
+    "jina_embeddings_v3": lambda: hf.JinaEmbeddingsV3Config(**_BERT_LIKE, num_labels=3, pad_token_id=0),
     "eurobert": lambda: hf.EuroBertConfig(**{**_LLAMA_LIKE, "hidden_size": 24}, num_labels=3, mask_token_id=3),
     "gpt2": lambda: hf.GPT2Config(
         vocab_size=61, n_embd=24, n_layer=3, n_head=4, n_positions=40, bos_token_id=1, eos_token_id=2

@@ -14,6 +14,7 @@ from compressor.methods.surgery.apply import (
     resize_layer,
 )
 from compressor.methods.surgery.copying import copy_layers, spaced_layers
+from compressor.methods.surgery.hidden import hidden_width
 from compressor.methods.surgery.stock import StockFit, stock_fit, zero_pad_to_stock
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "copy_layers",
     "drop_layers",
     "head_dim_of",
+    "hidden_width",
     "kv_cache_shapes",
     "layers_of",
     "n_parameters",

@@ -53,6 +53,8 @@ class Adapter:
         first_layer_stays: layer 0 is built unlike the others (ModernBERT's has no attention norm).
         output_is_normed: a norm follows the output projections (Gemma's sandwich norms), so the residual cannot be
             compared before it.
+        scales_embeddings: the embeddings are multiplied by the square root of the hidden width (Gemma).
+        final_norm: the norm behind the last layer, from the base model; named where `scales_embeddings`.
     """
 
     layers: str
@@ -76,6 +78,13 @@ class Adapter:
     heads_divide_hidden: bool = False
     first_layer_stays: bool = False
     output_is_normed: bool = False
+    scales_embeddings: bool = False
+    final_norm: str = "norm"
+
+    @property
+    def residual_readers(self) -> tuple[str, ...]:
+        """Projections whose inputs are the residual stream (behind a norm)."""
+        return tuple(projection.path for projection in (*self.queries, *self.keys_values, *self.ffn_in))
 
 
 def _separate(prefix: str, *names: str) -> tuple[Projection, ...]:
@@ -141,6 +150,18 @@ _LLAMA = Adapter(
     groups_attribute="num_key_value_groups",
     reads_head_dim=True,
 )
+_NOMIC = Adapter(  # norms after the residual, as in BERT; projections as in Llama
+    layers="layers",
+    attention="self_attn",
+    queries=_separate("self_attn", "q_proj", "k_proj", "v_proj"),
+    keys_values=(),
+    attention_out="self_attn.o_proj",
+    ffn="mlp",
+    ffn_in=_separate("mlp", "gate_proj", "up_proj"),
+    ffn_out="mlp.down_proj",
+    ffn_residual="mlp",
+    reads_head_dim=True,
+)
 _MODERNBERT = Adapter(
     layers="layers",
     attention="attn",
@@ -175,8 +196,16 @@ ADAPTERS: dict[str, Adapter] = {
         ffn_residual="pre_feedforward_layernorm",
         heads_divide_hidden=True,
         output_is_normed=True,
+        scales_embeddings=True,
+    ),
+    "gte": _NOMIC,
+    "jina_embeddings_v3": replace(
+        _NOMIC,
+        ffn_in=_separate("mlp", "fc1"),
+        ffn_out="mlp.fc2",
     ),
     "modernbert": _MODERNBERT,
+    "nomic_bert": _NOMIC,
 }
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from compressor.errors import CheckpointError, StageError, UnsupportedError
 from compressor.methods.structure import LayerStructure, Structure, full_layer
 from compressor.methods.surgery.adapters import Adapter, adapter_for, layers_of
+from compressor.methods.surgery.hidden import hidden_width, resize_hidden
 from compressor.methods.surgery.slicing import (
     ConstantOutput,
     SkippedAttention,
@@ -38,7 +39,8 @@ def apply_structure(model: PreTrainedModel, structure: Structure) -> PreTrainedM
     """Resize a model in place to what a structure keeps; the same model is returned.
 
     The config follows as far as a stock config can: depth and per-layer lists always, FFN width and (where the head
-    size is a config value) head counts when all layers agree. Works on the meta device.
+    size is a config value) head counts when all layers agree, the hidden width when the heads fit it. Works on the meta
+    device.
 
     Raises:
         UnsupportedError: an architecture without an adapter, or a layer that must stay.
@@ -51,6 +53,8 @@ def apply_structure(model: PreTrainedModel, structure: Structure) -> PreTrainedM
     for number, wanted in zip(structure.layers_kept, structure.layers, strict=True):
         resize_layer(layers[number], wanted, adapter)
     _keep_layers(model, structure.layers_kept, adapter)
+    if structure.hidden_kept is not None:
+        resize_hidden(model, structure.hidden_kept, adapter)
     _update_config(model, adapter)
     return model
 
@@ -61,7 +65,9 @@ def require_change(before: Structure, after: Structure) -> None:
     Raises:
         StageError: both structures keep the same.
     """
-    if before.reload() == after.reload():
+    width = after.hidden_kept and len(after.hidden_kept)
+    same_width = after.hidden_kept is None or (before.hidden_kept is not None and len(before.hidden_kept) == width)
+    if same_width and before.reload().layers == after.reload().layers:
         raise StageError(
             "the pruning removed nothing: every head, neuron and layer of the source is kept",
             hint="ask for a smaller budget or kept fraction",
@@ -246,6 +252,7 @@ def _own_config(model: PreTrainedModel) -> None:
 
 def _update_config(model: PreTrainedModel, adapter: Adapter) -> None:
     layers = read_structure(model).layers
+    _update_hidden(model, layers, adapter)
     widths = {layer.ffn_width for layer in layers}
     if len(widths) == 1 and widths != {0}:
         setattr(model.config, adapter.ffn_key, widths.pop())
@@ -257,7 +264,33 @@ def _update_config(model: PreTrainedModel, adapter: Adapter) -> None:
         return
     model.config.head_dim = head_dim_of(layers_of(model)[0], adapter)
     model.config.num_attention_heads = n_heads
-    model.config.num_key_value_heads = n_kv_heads
+    if adapter.keys_values:
+        model.config.num_key_value_heads = n_kv_heads
+
+
+def _update_hidden(model: PreTrainedModel, layers: tuple[LayerStructure, ...], adapter: Adapter) -> None:
+    """State the hidden width where a stock config then builds this very model; else it stays as it was."""
+    config, hidden = model.config, hidden_width(model)
+    if hidden == config.hidden_size:
+        return
+    heads = {(layer.n_heads, layer.n_kv_heads) for layer in layers}
+    head_dim = next((head_dim_of(of, adapter) for of in layers_of(model) if read_layer(of, adapter).n_heads), None)
+    if head_dim is None:
+        return
+    if adapter.reads_head_dim:
+        if adapter.heads_divide_hidden and hidden % int(getattr(config, adapter.heads_key)):
+            n_heads = next(iter(heads))[0] if len(heads) == 1 else 0
+            if not n_heads or hidden % n_heads:
+                return
+            setattr(config, adapter.heads_key, n_heads)  # with the key/value heads, below: they are uniform
+        config.head_dim = head_dim
+    elif {n_heads * head_dim for n_heads, _ in heads} == {hidden}:
+        setattr(config, adapter.heads_key, next(iter(heads))[0])
+    else:
+        return
+    if getattr(config, adapter.ffn_key, None) is None:  # GPT-2's None is 4 x the hidden width
+        setattr(config, adapter.ffn_key, 4 * config.hidden_size)
+    config.hidden_size = hidden
 
 
 def _check(model: PreTrainedModel, structure: Structure, adapter: Adapter) -> None:
@@ -265,6 +298,10 @@ def _check(model: PreTrainedModel, structure: Structure, adapter: Adapter) -> No
     _check_indices("layers", structure.layers_kept, len(present.layers), where="the model")
     if not structure.layers_kept:
         raise CheckpointError("a structure must keep at least one layer")
+    if structure.hidden_kept is not None:
+        _check_indices("hidden channels", structure.hidden_kept, hidden_width(model), where="the model")
+        if not structure.hidden_kept:
+            raise CheckpointError("a structure must keep at least one hidden channel")
     if adapter.first_layer_stays and structure.layers_kept[0] != 0:
         raise UnsupportedError(
             f"layer 0 of a {model.config.model_type!r} model must stay: it is built without the norm of the others",

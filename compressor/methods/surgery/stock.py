@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compressor.errors import UnsupportedError
 from compressor.methods.structure import ATTENTION, FFN, LayerStructure, full_layer
 from compressor.methods.surgery.adapters import Adapter, adapter_for, layers_of
 from compressor.methods.surgery.apply import head_dim_of, read_layer, read_structure
+from compressor.methods.surgery.hidden import hidden_width
 from compressor.methods.surgery.slicing import Linear, linear_at, spread, weight_of
 
 _SCHEMA_NAMES = {ATTENTION: "attention", FFN: "mlp"}
@@ -32,7 +34,7 @@ class StockFit:
         uniform: it can.
         reason: why not; None when it can.
         config: the config values that describe the model as far as a stock config goes (set in `model.config`).
-        per_layer_config: what the config cannot say, per layer, as {"03": {"intermediate_size": 512}}; None when
+        per_layer_config: what the config cannot say, per layer, as {"3": {"intermediate_size": 512}}; None when
             uniform. It belongs into config.json, which our loader strips again: with it, transformers refuses to read
             the per-layer names from the config.
     """
@@ -50,12 +52,14 @@ def stock_fit(model: PreTrainedModel) -> StockFit:
         UnsupportedError: an architecture without an adapter.
     """
     adapter, config = adapter_for(model), model.config
-    built = _config_layer(model, adapter)
+    built, hidden = _config_layer(model, adapter), hidden_width(model)
     overrides: dict[str, dict[str, Any]] = {}
     for number, layer in enumerate(read_structure(model).layers):
         override = _override(layer, built, adapter)
+        if hidden != config.hidden_size:
+            override["hidden_size"] = hidden
         if override:
-            overrides[f"{number:02d}"] = override
+            overrides[str(number)] = override
     keys = [adapter.depth_key, adapter.ffn_key, *adapter.per_layer_keys]
     if adapter.reads_head_dim:
         keys += ["num_attention_heads", "num_key_value_heads", "head_dim"]
@@ -76,10 +80,16 @@ def zero_pad_to_stock(model: PreTrainedModel) -> PreTrainedModel:
         A new model of the same class, for `save_pretrained`.
 
     Raises:
-        UnsupportedError: an architecture without an adapter.
+        UnsupportedError: an architecture without an adapter, or a hidden width that the config cannot say.
     """
     adapter, structure = adapter_for(model), read_structure(model)
     config = copy.deepcopy(model.config)
+    if hidden_width(model) != config.hidden_size:
+        raise UnsupportedError(
+            f"a hidden width of {hidden_width(model)} cannot be padded to the config's {config.hidden_size}: norms "
+            "average over all channels, so zeros would change the answers",
+            hint="prune the heads to hidden width / head size too, open it with compressor.load, or export to ONNX",
+        )
     width = max(layer.ffn_width for layer in structure.layers)
     if width:
         setattr(config, adapter.ffn_key, width)
@@ -151,10 +161,12 @@ def _config_layer(model: PreTrainedModel, adapter: Adapter) -> LayerStructure:
 
 def _override(layer: LayerStructure, built: LayerStructure, adapter: Adapter) -> dict[str, Any]:
     override: dict[str, Any] = {}
-    if layer.n_heads != built.n_heads:
-        override[adapter.heads_key] = layer.n_heads
+    # One name for the heads: Llama's own validation reads the head count, for a tokenizer too, so there the key/value
+    # heads, which leave with their groups, are named in its place.
     if adapter.keys_values and layer.n_kv_heads != built.n_kv_heads:
         override["num_key_value_heads"] = layer.n_kv_heads
+    elif layer.n_heads != built.n_heads:
+        override[adapter.heads_key] = layer.n_heads
     if layer.ffn_width != built.ffn_width:
         override[adapter.ffn_key] = layer.ffn_width
     if layer.skip:
@@ -164,6 +176,8 @@ def _override(layer: LayerStructure, built: LayerStructure, adapter: Adapter) ->
 
 def _reason(overrides: dict[str, dict[str, Any]], adapter: Adapter, n_layers: int) -> str:
     named = {name for override in overrides.values() for name in override}
+    if "hidden_size" in named:
+        return "the hidden width is no longer heads x head size, which is all that this architecture's config can say"
     if "skip" in named:
         return "a sublayer is removed from some layers, which a stock config cannot say"
     if adapter.ffn_key in named:
