@@ -24,8 +24,11 @@ from compressor.measurement.worker import claim_stdout, die_with_parent, reply
 from compressor.runtime.onnx_runner import open_session
 from compressor.runtime.runners import position_ids
 
-MIN_CALLS = 12
-"""Fewest calls behind an interval: the order statistics of six or fewer have none at 95 %."""
+WARM_UP_S = 0.1
+BLOCK_S = 0.06
+"""CPU seconds are read between blocks of calls: the kernel counts those of the other threads in ticks of a few ms."""
+MIN_BLOCKS = 8
+"""Fewest blocks behind an interval: the order statistics of five or fewer have none at 95 %."""
 
 
 def main() -> None:
@@ -51,7 +54,6 @@ class TableWorker:
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
         self.session: ort.InferenceSession | None = None
-        self.filler = np.zeros(0, np.float32)
 
     def open(self, order: dict[str, Any]) -> dict[str, Any]:
         """Open a graph in place of the one before."""
@@ -65,38 +67,34 @@ class TableWorker:
         return {}
 
     def time(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Call until the interval of the median is tight, at least `min_s` and at most `max_s` of calls.
-
-        With `evict_bytes`, caches are swept between calls, outside of what is timed: in a whole model that is larger
-        than the last-level cache every weight comes from memory.
-        """
-        assert self.session is not None, "a graph is opened before it is timed"
+        """Call until the interval of the median CPU time is tight, at least `min_s` and at most `max_s` long."""
         call = self._call(order)
-        for _ in range(3):
+        began = time.perf_counter()
+        n_warm_up = 0
+        while n_warm_up < 2 or time.perf_counter() - began < WARM_UP_S:
             call()
+            n_warm_up += 1
         wall: list[float] = []
         cpu: list[float] = []
-        spent = 0.0
-        while spent < order["max_s"]:
-            self._evict(order["evict_bytes"])
-            cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
-            call()
-            wall.append((time.perf_counter_ns() - start) / 1e9)
-            cpu.append((time.process_time_ns() - cpu_start) / 1e9)
-            spent += wall[-1]
-            enough = spent >= order["min_s"] and len(wall) >= MIN_CALLS
-            if enough and len(wall) % 8 == 0 and half_width(cpu) <= order["within"]:
+        began = time.perf_counter()
+        while True:
+            block, cpu_start, start = len(wall), time.process_time_ns(), time.perf_counter_ns()
+            before = now = start
+            while now - start < BLOCK_S * 1e9:
+                call()
+                now = time.perf_counter_ns()
+                wall.append((now - before) / 1e9)
+                before = now
+            cpu.append((time.process_time_ns() - cpu_start) / 1e9 / (len(wall) - block))
+            spent_s = time.perf_counter() - began
+            is_tight = len(cpu) >= MIN_BLOCKS and half_width(cpu) <= order["within"]
+            if spent_s >= order["max_s"] or (spent_s >= order["min_s"] and is_tight):
                 break
-        return {"n_calls": len(wall), "spent_s": spent, "latency_s": interval(wall), "cpu_s": interval(cpu)}
-
-    def _evict(self, n_bytes: int) -> None:
-        if n_bytes:
-            if self.filler.nbytes < n_bytes:
-                self.filler = np.zeros(n_bytes // 4, np.float32)
-            self.filler += 1.0
+        counts = {"n_calls": len(wall), "n_warm_up": n_warm_up, "n_blocks": len(cpu)}
+        return {**counts, "latency_s": interval(wall), "cpu_s": interval(cpu)}
 
     def _call(self, order: dict[str, Any]) -> Callable[[], object]:
-        assert self.session is not None
+        assert self.session is not None, "a graph is opened before it is timed"
         feeds = make_feeds(self.session, order["batch"], order["n_new"], order["n_past"], order["vocab_size"])
         names = [value.name for value in self.session.get_outputs()]
         session = self.session

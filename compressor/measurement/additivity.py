@@ -1,0 +1,163 @@
+"""Whether a cost table may be believed: sums over it against random whole models, exported and timed.
+
+E = a + b x sum must predict models that were left out of the fit, or one slope for each kind of sublayer must; else the
+table is refused with its figures. IrEne (arXiv 2106.01199) adds up energies of parts in the same way and checks them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+
+from compressor.checkpoints.files import digest_json
+from compressor.errors import StageError
+from compressor.measurement.cost_graphs import sliced, write_graph
+from compressor.measurement.cost_rows import Timer, graph_worker, time_graph
+from compressor.measurement.cost_table import CallShape, Costs, CostTable, Fit, Precision
+from compressor.methods.structure import ATTENTION, FFN
+from compressor.methods.surgery import read_structure
+
+MAX_MAPE = 0.05
+MIN_TAU = 0.95
+N_MODELS = 6
+
+Sizes = list[tuple[int, int, int]]
+"""Query heads, key/value heads and neurons of each layer."""
+
+
+def fit_name(calls: Sequence[CallShape], precision: Precision) -> str:
+    """What a fit holds for: a mix of calls, and a precision."""
+    mix = sorted([call.key, call.real_tokens, call.weight] for call in calls)
+    return f"{precision}-{digest_json(mix)[:12]}"
+
+
+def check_additivity(
+    table: CostTable,
+    timer: Timer,
+    calls: Sequence[CallShape],
+    precision: Precision,
+    *,
+    granule: int,
+    n_models: int = N_MODELS,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Fit:
+    """The fit of this mix: from the table's file, or made now on random whole models.
+
+    Raises:
+        StageError: sums over the table do not predict whole models; the figures are named.
+    """
+    name = fit_name(calls, precision)
+    if name not in table.fits:
+        structures = random_structures(timer, n_models, granule, seed)
+        costs = Costs(table, tuple(calls), precision)
+        parts = np.array([_parts(costs, sizes) for sizes in structures])  # (n, 2): attention, FFN
+        measured = np.array(_measure(table, timer, calls, precision, structures, on_progress))
+        table.add_fit(name, fit_costs(parts, measured))
+    fit = table.fits[name]
+    if fit.mape >= MAX_MAPE or fit.kendall_tau <= MIN_TAU:
+        raise StageError(
+            f"the cost table does not add up: on {fit.n_models} random whole models its sums are off by "
+            f"{fit.mape:.1%} on average (less than {MAX_MAPE:.0%} is asked) and rank them with Kendall's tau "
+            f"{fit.kendall_tau:.2f} (more than {MIN_TAU} is asked)",
+            where=str(table.path),
+            hint="measure it again on a quiet machine (delete the file), or set the budget in macs or parameters",
+        )
+    return fit
+
+
+def fit_costs(parts: NDArray[np.float64], measured: NDArray[np.float64]) -> Fit:
+    """One slope for all sublayers if that predicts well, else one for each kind.
+
+    Errors are those of models left out of the fit in turn.
+
+    Args:
+        parts: (n, 2) sums over attention and FFN sublayers.
+        measured: (n,) costs of the whole models.
+    """
+    single = _fit(parts.sum(axis=1, keepdims=True), measured, ("all",))
+    if single.mape < MAX_MAPE and single.kendall_tau > MIN_TAU:
+        return single
+    double = _fit(parts, measured, (ATTENTION, FFN))
+    return double if double.mape < single.mape else single
+
+
+def _fit(columns: NDArray[np.float64], measured: NDArray[np.float64], names: tuple[str, ...]) -> Fit:
+    design = np.column_stack([np.ones(len(measured)), columns])
+    held_out = []
+    for number in range(len(measured)):
+        others = np.arange(len(measured)) != number
+        solution, *_ = np.linalg.lstsq(design[others], measured[others], rcond=None)
+        held_out.append(float(design[number] @ solution))
+    solution, *_ = np.linalg.lstsq(design, measured, rcond=None)
+    return Fit(
+        intercept=float(solution[0]),
+        slopes={name: float(slope) for name, slope in zip(names, solution[1:], strict=True)},
+        mape=float(np.mean(np.abs(np.array(held_out) / measured - 1))),
+        kendall_tau=float(kendalltau(held_out, measured).statistic),
+        n_models=len(measured),
+        predicted=tuple(held_out),
+        measured=tuple(float(value) for value in measured),
+    )
+
+
+def random_structures(timer: Timer, n_models: int, granule: int, seed: int) -> list[Sizes]:
+    """Structures from small to large, uneven inside: whole key/value groups, FFN widths on the granule."""
+    layers = read_structure(timer.model).layers
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for level in np.linspace(0.25, 1.0, n_models):
+        shares = np.clip(level + rng.uniform(-0.25, 0.25, (len(layers), 2)), 0.0, 1.0)
+        sizes = []
+        for layer, (heads, ffn) in zip(layers, shares, strict=True):
+            kv_heads = round(heads * layer.n_kv_heads)
+            per_group = layer.n_heads // max(1, layer.n_kv_heads)
+            width = min(layer.ffn_width, granule * round(ffn * layer.ffn_width / granule))
+            sizes.append((kv_heads * per_group, kv_heads, width))
+        drawn.append(sizes)
+    return drawn
+
+
+def _parts(costs: Costs, sizes: Sizes) -> tuple[float, float]:
+    return (
+        sum(costs.sublayer(ATTENTION, heads, "cpu_s") for heads, _, _ in sizes if heads),
+        sum(costs.sublayer(FFN, width, "cpu_s") for *_, width in sizes if width),
+    )
+
+
+def _measure(
+    table: CostTable,
+    timer: Timer,
+    calls: Sequence[CallShape],
+    precision: Precision,
+    structures: Sequence[Sizes],
+    on_progress: Callable[[int, int], None],
+) -> list[float]:
+    """CPU-seconds a token of each structure as a whole model."""
+    found = []
+    on_progress(0, len(structures))
+    with tempfile.TemporaryDirectory(prefix="additivity-") as name, graph_worker(table.device, Path(name)) as worker:
+        worker.wait_until_ready()
+        path = Path(name) / "whole.onnx"
+        for done, sizes in enumerate(structures):
+            write_graph(
+                sliced(timer.model, sizes),
+                path,
+                is_decoder=timer.is_decoder,
+                output=timer.output,
+                precision=precision,
+                quantisation=timer.quantisation,
+            )
+            worker.ask("open", path=str(path))
+            cost = 0.0
+            for call in calls:
+                timed, _, _ = time_graph(worker, call, vocab_size=int(timer.model.config.vocab_size), timer=timer)
+                cost += call.weight * timed["cpu_s"][0] / call.real_tokens
+            found.append(cost)
+            on_progress(done + 1, len(structures))
+    return found
