@@ -110,7 +110,8 @@ def test_heads_that_do_not_divide_the_hidden_size_are_named() -> None:
     config = LlamaConfig(
         vocab_size=61, hidden_size=20, num_hidden_layers=3, num_attention_heads=5, head_dim=8, intermediate_size=40
     )
-    fit = stock_fit(apply_structure(LlamaForCausalLM(config), Structure((0, 1, 2), layers)))  # 3 does not divide 20
+    three = tuple(LayerStructure((0, 1, 2), (0, 1, 2), x.ffn_kept) for x in layers)
+    fit = stock_fit(apply_structure(LlamaForCausalLM(config), Structure((0, 1, 2), three)))  # 3 does not divide 20
     assert fit.reason == "the head count does not divide the hidden size, which this architecture's config demands"
 
 
