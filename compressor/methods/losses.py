@@ -87,28 +87,27 @@ def skew_reverse_kl(
     return _mean(_kl(student, _log_mixture(student, teacher, skew)), mask) * temperature**2
 
 
-def topk_logit_kl(
-    student_logits: Tensor,
-    topk_values: Tensor,
-    topk_indices: Tensor,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Forward KL x T^2 from a teacher of which only the k largest logits were cached.
+def coarse_logits(logits: Tensor, classes: Tensor, temperature: float = 1.0) -> Tensor:
+    """Logits of k classes of a position and, as one more class, of all the others together.
 
-    The tail: the teacher's softmax is taken over its k cached classes alone, so its k probabilities add up to 1 and the
-    classes outside get none. The student keeps its full softmax and is therefore taught to put all its mass on the k
-    classes. The cached values need no normaliser, and with k = V this is `logit_kl`. The bias is the teacher's tail
-    mass: choose k so that it is small at the temperature used.
+    With this a cache of a teacher's k largest logits keeps the mass of its tail: its softmax is the teacher's own
+    probability of each kept class and of "something else". Both sides are made coarse with the same classes, and any
+    divergence of this module is taken between them with its temperature left at 1 (times T^2, as everywhere). Adding
+    up classes never makes a divergence larger, so the value is a lower bound of the one over all classes, and equal to
+    it where the two sides share out their tails alike.
 
     Args:
-        student_logits: (..., V).
-        topk_values: (..., k) raw teacher logits, before any temperature.
-        topk_indices: (..., k) their classes.
+        logits: (..., V).
+        classes: (..., k) indices, k < V.
+        temperature: T; the sum over the tail depends on it, so a cache belongs to one T.
+
+    Returns:
+        (..., k + 1) logits at temperature T; the last is the log of the tail's sum.
     """
-    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    teacher = F.log_softmax(topk_values.detach().float() / temperature, dim=-1)
-    return _mean(_kl(teacher, student.gather(-1, topk_indices.long())), mask) * temperature**2
+    scaled = logits.float() / temperature
+    kept = scaled.gather(-1, classes)
+    tail = scaled.scatter(-1, classes, -torch.inf).logsumexp(dim=-1, keepdim=True)  # (..., 1)
+    return torch.cat([kept, tail], dim=-1)
 
 
 def hidden_mse(
@@ -146,6 +145,23 @@ def hidden_cosine(
     return _mean(1.0 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1), mask)
 
 
+def output_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of the outputs themselves: a score, a number, or an embedding, and logits where it is asked.
+
+    For rerankers it is score distillation (the pointwise recipe of the Ettin rerankers), for sentence embeddings the
+    recipe of multilingual distillation (arXiv 2004.09813). `hidden_cosine` is the same for directions alone.
+
+    Args:
+        student, teacher: (..., C), equal shapes; mean over the channels.
+        mask: the leading shape.
+
+    Raises:
+        DataError: widths that differ.
+    """
+    _same_width(student, teacher, "outputs")
+    return _mean((student.float() - teacher.detach().float()).pow(2).mean(dim=-1), mask)
+
+
 def pkd(student_states: Tensor, teacher_states: Tensor, position: int = 0) -> Tensor:
     """Patient KD: squared distance of normalised states at one token (arXiv 1908.09355, equation 6).
 
@@ -162,7 +178,9 @@ def pkd(student_states: Tensor, teacher_states: Tensor, position: int = 0) -> Te
     return (student - teacher).pow(2).sum(dim=-1).sum(dim=0).mean()
 
 
-def attention_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_mse(
+    student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None, *, is_causal: bool = False
+) -> Tensor:
     """Mean squared error of pre-softmax attention scores (TinyBERT, arXiv 1909.10351, equation 8).
 
     Pairs with a padded query or key are zeroed on both sides and left out of the mean, so padding changes nothing.
@@ -170,6 +188,7 @@ def attention_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor |
     Args:
         student_scores, teacher_scores: (B, heads, T, T), equal shapes.
         mask: (B, T).
+        is_causal: whether a token sees only itself and those before it, as in decoders.
 
     Raises:
         DataError: head counts that differ; use `relation_kl` then.
@@ -179,12 +198,14 @@ def attention_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor |
             f"attention scores {tuple(student_scores.shape)} and {tuple(teacher_scores.shape)} cannot be compared",
             hint="this loss needs equal head counts; the MiniLMv2 relation loss does not",
         )
-    pairs = _pair_mask(mask, student_scores)  # (B, 1, T, T)
+    pairs = _pair_mask(mask, student_scores, is_causal)  # (B, 1, T, T)
     difference = (student_scores.float() - teacher_scores.detach().float()).masked_fill(~pairs, 0.0)
     return difference.pow(2).sum() / (pairs.sum() * student_scores.shape[1])
 
 
-def attention_kl(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_kl(
+    student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None, *, is_causal: bool = False
+) -> Tensor:
     """KL(teacher || student) of attention distributions, mean over heads and real queries (MiniLM, arXiv 2002.10957).
 
     Args:
@@ -198,28 +219,22 @@ def attention_kl(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | 
             f"{student_scores.shape[1]} and {teacher_scores.shape[1]} attention heads cannot be compared one by one",
             hint="the MiniLMv2 relation loss takes any head counts",
         )
-    return _relation_divergence(student_scores, teacher_scores.detach(), mask)
-
-
-def value_relation_kl(student_values: Tensor, teacher_values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """KL of value relations softmax(V V^T / sqrt(d)) (MiniLM, arXiv 2002.10957, equation 4).
-
-    Args:
-        student_values, teacher_values: (B, heads, T, d); head sizes may differ, head counts may not.
-
-    Raises:
-        DataError: head counts that differ.
-    """
-    return attention_kl(_relations(student_values), _relations(teacher_values), mask)
+    return _relation_divergence(student_scores, teacher_scores.detach(), mask, is_causal)
 
 
 def relation_kl(
-    student_vectors: Tensor, teacher_vectors: Tensor, n_relation_heads: int, mask: Tensor | None = None
+    student_vectors: Tensor,
+    teacher_vectors: Tensor,
+    n_relation_heads: int,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
 ) -> Tensor:
     """KL of self-attention relations after re-splitting into relation heads (MiniLMv2, arXiv 2012.15828, section 3).
 
-    Call once each for queries, keys and values and add up. Student and teacher may differ in width and head count: the
-    right loss for width-pruned students.
+    Call once each for queries, keys and values and add up; values alone, split into the heads of attention, are the
+    value relations of MiniLM (arXiv 2002.10957, equation 4). Student and teacher may differ in width and head count:
+    the right loss for width-pruned students.
 
     Args:
         student_vectors: (B, T, A_r x d_student), all heads side by side.
@@ -236,38 +251,50 @@ def relation_kl(
                 hint="choose a common divisor of both widths, such as "
                 f"{math.gcd(student_vectors.shape[-1], teacher_vectors.shape[-1])}",
             )
-    student, teacher = (_split_heads(v, n_relation_heads) for v in (student_vectors, teacher_vectors.detach()))
-    return _relation_divergence(_relations(student), _relations(teacher), mask)
+    student, teacher = (split_heads(v, n_relation_heads) for v in (student_vectors, teacher_vectors.detach()))
+    return _relation_divergence(dot_products(student), dot_products(teacher), mask, is_causal)
 
 
-def _split_heads(vectors: Tensor, n_heads: int) -> Tensor:
+def split_heads(vectors: Tensor, n_heads: int) -> Tensor:
+    """(B, T, heads x d), all heads side by side -> (B, heads, T, d)."""
     batch, length, width = vectors.shape
-    return vectors.view(batch, length, n_heads, width // n_heads).transpose(1, 2)  # (B, A_r, T, d)
+    return vectors.view(batch, length, n_heads, width // n_heads).transpose(1, 2)
 
 
-def _relations(vectors: Tensor) -> Tensor:
-    """Scaled dot products of every two tokens: (B, heads, T, d) -> (B, heads, T, T)."""
-    vectors = vectors.float()
-    return vectors @ vectors.transpose(-1, -2) / math.sqrt(vectors.shape[-1])
+def dot_products(rows: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Scaled dot products of every two tokens: (B, heads, T, d) -> (B, heads, T, T).
+
+    Of queries with keys they are the attention scores before the softmax; of one kind of vector with itself (no
+    `columns`), its relations. Grouped-query attention: each group of heads in `rows` shares a head of `columns`.
+    """
+    rows = rows.float()
+    columns = rows if columns is None else columns.float()
+    if columns.shape[1] != rows.shape[1]:
+        columns = columns.repeat_interleave(rows.shape[1] // columns.shape[1], dim=1)
+    return rows @ columns.transpose(-1, -2) / math.sqrt(rows.shape[-1])
 
 
-def _relation_divergence(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over heads and real queries of KL(softmax(teacher) || softmax(student)) over real keys."""
-    pairs = _pair_mask(mask, student_scores)
-    keys = pairs.any(dim=-2, keepdim=True)  # (B, 1, 1, T)
+def _relation_divergence(
+    student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None, is_causal: bool
+) -> Tensor:
+    """Mean over heads and real queries of KL(softmax(teacher) || softmax(student)) over the keys that a query sees."""
+    pairs = _pair_mask(mask, student_scores, is_causal)
+    real = pairs.any(dim=-1)  # (B, 1, T), the queries
+    # A padded query sees nothing; it gets all keys here, so that its softmax is finite, and no weight below.
+    keys = pairs | ~real.unsqueeze(-1)  # (B, 1, T, T)
     lowest = torch.finfo(torch.float32).min
     student = F.log_softmax(student_scores.float().masked_fill(~keys, lowest), dim=-1)
     teacher = F.log_softmax(teacher_scores.float().masked_fill(~keys, lowest), dim=-1)
     divergence = _kl(teacher, student).mean(dim=1)  # (B, heads, T) -> (B, T)
-    return _mean(divergence, pairs.any(dim=-1).squeeze(1))
+    return _mean(divergence, real.squeeze(1))
 
 
-def _pair_mask(mask: Tensor | None, scores: Tensor) -> Tensor:
-    """(B, 1, T, T): both tokens are real."""
-    if mask is None:
-        return torch.ones(scores.shape[0], 1, *scores.shape[-2:], dtype=torch.bool, device=scores.device)
-    real = mask.bool()
-    return real[:, None, :, None] & real[:, None, None, :]
+def _pair_mask(mask: Tensor | None, scores: Tensor, is_causal: bool) -> Tensor:
+    """(B, 1, T, T): both tokens are real and, where attention is causal, the key does not come after the query."""
+    batch, length = scores.shape[0], scores.shape[-1]
+    real = torch.ones(batch, length, dtype=torch.bool, device=scores.device) if mask is None else mask.bool()
+    pairs = real[:, None, :, None] & real[:, None, None, :]
+    return pairs & torch.ones(length, length, dtype=torch.bool, device=scores.device).tril() if is_causal else pairs
 
 
 def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -17,21 +17,24 @@ from compressor.errors import UserError
 from compressor.methods.structure import Structure
 from compressor.methods.surgery import drop_layers, layers_of
 from compressor.runtime.torch_models import load_module, quiet_transformers
-from compressor.schema.events import Emit
+from compressor.schema.events import Emit, Note
 from compressor.spec.stages import Distill
 from compressor.stages.context import DistillInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.fitting import Splits, fit, open_splits, realised, train_settings
 from compressor.stages.sealing import Made, seal_module
+from compressor.stages.teaching import teaches_the_head, terms_of
+from compressor.training.inside import Inside
 from compressor.training.objective import (
-    HiddenTerm,
-    LogitTerm,
+    RelationTerm,
+    Term,
     add_projections,
-    check_layer_map,
     distillation_loss,
+    make_projections,
+    places_of,
     remove_projections,
 )
-from compressor.training.teacher import Teacher, ask_teacher
+from compressor.training.teacher import Teacher, TopK, ask_teacher
 from compressor.training.train import n_steps
 
 
@@ -51,20 +54,24 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
         splits = open_splits(source, ctx, config.training.rows)
         student, structure = _student(config, source)
         taught = load_module(teacher)
-        hidden = _hidden_term(config, student, taught)
+        terms = terms_of(config.losses, student, taught, ctx.task)
         torch.manual_seed(ctx.seed)
-        if hidden is not None:
-            add_projections(student, len(layers_of(student)), student.config.hidden_size, taught.config.hidden_size)
-        loss = distillation_loss(
-            _teacher(config, teacher, taught, splits, hidden, ctx, emit),
-            label_weight=config.losses.labels,
-            logits=_logit_term(config),
-            hidden=hidden,
-            is_decoder=ctx.task.is_decoder,
-        )
-        result = fit(
-            student, splits=splits, loss=loss, training=config.training, stage=config.id, ctx=ctx, emit=emit
-        )  # fmt: skip
+        projections = make_projections(terms, student.config.hidden_size, taught.config.hidden_size)
+        add_projections(student, projections)
+        with Inside(student, places_of(terms, "student")) as inside:
+            loss = distillation_loss(
+                _teacher(config, teacher, taught, splits, terms, ctx, emit),
+                inside=inside,
+                terms=terms,
+                label_weight=config.losses.labels,
+                kind=ctx.task.kind,
+                projections=projections,
+            )
+            keep = "best" if _sees_what_is_learned(config, emit) else "last"
+            result = fit(
+                student, splits=splits, loss=loss, training=config.training, stage=config.id, ctx=ctx, emit=emit,
+                keep=keep,
+            )  # fmt: skip
         remove_projections(student)
     return seal_module(
         student,
@@ -75,7 +82,7 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
             config=config.model_dump(mode="json", by_alias=True),
             inputs={"source": source.digest, "teacher": teacher.digest},
             splits=("train", "validation"),
-            realised=realised(student, result, splits) | _layers(config, hidden),
+            realised=realised(student, result, splits) | _compared(config, terms),
         ),
         ctx=ctx,
         cost=meter.cost,
@@ -106,17 +113,16 @@ def _student(config: Distill, source: Checkpoint) -> tuple[PreTrainedModel, dict
     return student, structure
 
 
-def _hidden_term(config: Distill, student: PreTrainedModel, teacher: PreTrainedModel) -> HiddenTerm | None:
-    hidden = config.losses.hidden
-    if hidden is None or not hidden.weight:
-        return None
-    layer_map = check_layer_map(hidden.layer_map, len(layers_of(student)), len(layers_of(teacher)))
-    return HiddenTerm(hidden.weight, hidden.kind, layer_map)
-
-
-def _logit_term(config: Distill) -> LogitTerm | None:
-    logits = config.losses.logits
-    return None if logits is None else LogitTerm(logits.weight, logits.kind, logits.temperature)
+def _sees_what_is_learned(config: Distill, emit: Emit) -> bool:
+    """Whether validation can choose among states; says so where it cannot."""
+    if teaches_the_head(config.losses):
+        return True
+    text = (
+        "no loss of this stage teaches the task's head, so its last state is kept, and its validation figure says "
+        "little before a stage that does (tinybert_prediction, logits, finetune)"
+    )
+    emit(Note(config.id, text))
+    return False
 
 
 def _teacher(
@@ -124,11 +130,12 @@ def _teacher(
     teacher: Checkpoint,
     module: PreTrainedModel,
     splits: Splits,
-    hidden: HiddenTerm | None,
+    terms: tuple[Term, ...],
     ctx: StageContext,
     emit: Emit,
 ) -> Teacher:
     settings = train_settings(config.training, ctx)
+    logits = config.losses.logits
     n_rows_per_step = settings.batch_size * settings.gradient_accumulation
     return ask_teacher(
         module,
@@ -136,8 +143,9 @@ def _teacher(
         key={"teacher": teacher.digest, "train": ctx.data.digests["train"], "rows": len(splits.train),
              "max_tokens": ctx.max_tokens},
         folder=(ctx.cache_dir or ctx.workdir) / f"teacher-{teacher.record.stage}",
-        hidden_layers=hidden.layer_map if hidden is not None else (),
-        is_per_token=ctx.task.is_decoder,
+        kind=ctx.task.kind,
+        places=places_of(terms, "teacher"),
+        top_k=TopK(logits.top_k, logits.temperature) if logits is not None else TopK(None, 1.0),
         limit_bytes=int(config.cache_limit_gb * 1e9),
         n_drawn=n_steps(len(splits.train), settings) * n_rows_per_step,
         pad_id=splits.pad_id,
@@ -147,10 +155,14 @@ def _teacher(
     )  # fmt: skip
 
 
-def _layers(config: Distill, hidden: HiddenTerm | None) -> dict[str, Any]:
+def _compared(config: Distill, terms: tuple[Term, ...]) -> dict[str, Any]:
+    """What the record says of who was compared with whom."""
+    compared = {term.name: [list(pair) for pair in term.layers] for term in terms if hasattr(term, "layers")}
+    heads = {term.name: [dict(n) for n in term.n_heads] for term in terms if isinstance(term, RelationTerm)}
     return {
         "layers": list(config.layers) if config.layers is not None else None,
-        "layer_map": list(hidden.layer_map) if hidden is not None else None,
+        "compared_layers": compared,
+        "relation_heads": heads.get("relations"),
     }
 
 

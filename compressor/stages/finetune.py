@@ -28,7 +28,7 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
         result = fit(
             module,
             splits=splits,
-            loss=label_loss(is_decoder=ctx.task.is_decoder),
+            loss=label_loss(ctx.task.kind),
             training=config.training,
             stage=config.id,
             ctx=ctx,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import load_tokenizer
-from compressor.measurement.environment import read_cpu_flags
+from compressor.energy.processor import read_cpu_flags
 from compressor.methods.surgery import n_parameters
 from compressor.schema.events import Emit, Note
 from compressor.spec.stages import Training
@@ -85,6 +85,7 @@ def fit(
     stage: str,
     ctx: StageContext,
     emit: Emit,
+    keep: Literal["best", "last"] = "best",
 ) -> TrainResult:
     """Train with the pipeline's settings; validation always looks at the task's own loss."""
     result = train(
@@ -92,16 +93,17 @@ def fit(
         train_rows=splits.train,
         validation_rows=splits.validation,
         loss=loss,
-        validation_loss=label_loss(is_decoder=ctx.task.is_decoder),
+        validation_loss=label_loss(ctx.task.kind),
         metric=metric_of(ctx.task),
-        settings=train_settings(training, ctx),
+        settings=replace(train_settings(training, ctx), keep=keep),
         pad_id=splits.pad_id,
         stage=stage,
         emit=emit,
         workdir=ctx.workdir,
     )
     nn.Module.to(module, "cpu")
-    _tell_if_worse(result, metric_of(ctx.task), stage, emit)
+    if keep == "best":
+        _tell_if_worse(result, metric_of(ctx.task), stage, emit)
     return result
 
 

@@ -1,27 +1,35 @@
 """Losses as functions of a module and a batch: the task's own, and what a teacher adds to it.
 
-A distillation sums weighted parts: the labels' cross-entropy, the divergence of logits, the distance of hidden states.
-The terms themselves live in `methods.losses`; here they meet the model's outputs, the mask and the teacher.
+A distillation sums weighted terms. What a term measures lives in `methods.losses`; here it meets the model's outputs,
+the mask, the layers that are compared, and the teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressor.errors import UserError
-from compressor.methods.losses import hidden_cosine, hidden_mse, jsd, logit_kl, reverse_kl
-from compressor.training.rows import IGNORED, Batch, model_inputs
-from compressor.training.teacher import Teacher
+from compressor.methods import losses
+from compressor.spec.tasks import Kind
+from compressor.training.answers import PER_TOKEN, answer_of, label_error
+from compressor.training.inside import Heads, Inside, Place, What
+from compressor.training.rows import Batch, model_inputs
+from compressor.training.teacher import Teacher, TeacherOutputs
 from compressor.training.trainer import Loss
 
 PROJECTIONS = "distillation_projections"
 """Name under which learned projections live on the student while it trains; removed afterwards."""
+MOST_RELATION_HEADS = 48
+"""MiniLMv2's number for a base-sized teacher."""
+
+LayerPairs = tuple[tuple[int, int], ...]
+"""(student layer, teacher layer) that are compared."""
 
 
 @dataclass(frozen=True)
@@ -29,75 +37,218 @@ class LogitTerm:
     """Divergence of the output distributions."""
 
     weight: float
-    kind: Literal["forward_kl", "reverse_kl", "jsd"]
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
     temperature: float
+    beta: float = 0.5
+    skew: float = 0.1
+    name: str = "logits"
 
 
 @dataclass(frozen=True)
-class HiddenTerm:
-    """Distance of hidden states; `layer_map[i]` is the teacher layer for student layer i."""
+class OutputTerm:
+    """Distance of the outputs themselves."""
 
     weight: float
     kind: Literal["mse", "cosine"]
-    layer_map: tuple[int, ...]
+    name: str = "output"
 
 
-def label_loss(*, is_decoder: bool) -> Loss:
-    """Cross-entropy against the labels; of a language model, against the next token."""
+@dataclass(frozen=True)
+class StateTerm:
+    """Distance of hidden states, or of what enters the first layer."""
+
+    weight: float
+    kind: Literal["mse", "cosine"]
+    what: Literal["hidden", "embeddings"]
+    layers: LayerPairs
+
+    @property
+    def name(self) -> str:
+        """As in the pipeline."""
+        return self.what
+
+
+@dataclass(frozen=True)
+class AttentionTerm:
+    """Distance of attention scores or distributions; head counts are (student, teacher) of each pair of layers."""
+
+    weight: float
+    kind: Literal["scores", "distributions"]
+    layers: LayerPairs
+    heads: tuple[tuple[Heads, Heads], ...]
+    name: str = "attention"
+
+
+@dataclass(frozen=True)
+class RelationTerm:
+    """Divergence of relations among vectors; `n_heads[i][kind]` relation heads for the i-th pair of layers."""
+
+    weight: float
+    of: tuple[Literal["query", "key", "value"], ...]
+    layers: LayerPairs
+    n_heads: tuple[Mapping[str, int], ...]
+    name: str = "relations"
+
+
+@dataclass(frozen=True)
+class PkdTerm:
+    """Distance of the first token's normalised states."""
+
+    weight: float
+    layers: LayerPairs
+    name: str = "pkd"
+
+
+Term = LogitTerm | OutputTerm | StateTerm | AttentionTerm | RelationTerm | PkdTerm
+
+
+def places_of(terms: Iterable[Term], side: Literal["student", "teacher"]) -> tuple[Place, ...]:
+    """What the terms look at inside one of the two models."""
+    found: set[Place] = set()
+    for term in terms:
+        if isinstance(term, LogitTerm | OutputTerm):
+            continue
+        kinds = _looks_at(term)
+        found.update(Place(what, pair[side == "teacher"]) for what in kinds for pair in term.layers)
+    return tuple(sorted(found))
+
+
+def _looks_at(term: StateTerm | AttentionTerm | RelationTerm | PkdTerm) -> tuple[What, ...]:
+    match term:
+        case StateTerm():
+            return (term.what,)
+        case AttentionTerm():
+            return ("query", "key")
+        case RelationTerm():
+            return term.of
+        case PkdTerm():
+            return ("hidden",)
+        case _:
+            assert_never(term)
+
+
+def label_loss(kind: Kind) -> Loss:
+    """The task's own loss."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        logits = _forward(model, batch, hidden=False).logits
-        value = cross_entropy(logits, batch["labels"], is_decoder=is_decoder)
-        return value, {}, logits
+        answer = answer_of(_forward(model, batch, hidden=False), kind)
+        return label_error(answer, batch["labels"], kind), {}, answer
 
     return loss
 
 
 def distillation_loss(
-    teacher: Teacher,
-    *,
-    label_weight: float,
-    logits: LogitTerm | None,
-    hidden: HiddenTerm | None,
-    is_decoder: bool,
-) -> Loss:
-    """The weighted sum of what the labels, the teacher's logits and its hidden states ask for."""
+    teacher: Teacher, *, inside: Inside, terms: Sequence[Term], label_weight: float, kind: Kind,
+    projections: nn.ModuleDict | None = None,
+) -> Loss:  # fmt: skip
+    """The weighted sum of what the labels and the teacher ask for.
+
+    Args:
+        teacher: what it says about a batch.
+        inside: open on the student, at `places_of(terms, "student")`.
+        terms: what is compared.
+        label_weight: of the task's own loss; 0 leaves the labels alone.
+        kind: what the models answer.
+        projections: learned maps of the student's states to the teacher's width, by name of the term.
+    """
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        student = _forward(model, batch, hidden=hidden is not None)
-        taught = teacher(batch)
-        mask = batch["attention_mask"]  # (B, T)
+        outputs = _forward(model, batch, hidden=inside.wants_hidden)
+        student, taught = TeacherOutputs(answer_of(outputs, kind), inside.take(outputs)), teacher(batch)
         parts: dict[str, Tensor] = {}
-        total = student.logits.new_zeros(())
         if label_weight:
-            parts["labels"] = cross_entropy(student.logits, batch["labels"], is_decoder=is_decoder)
-            total = total + label_weight * parts["labels"]
-        if logits is not None and logits.weight:
-            parts["logits"] = _divergence(logits, student.logits, taught.logits, mask if is_decoder else None)
-            total = total + logits.weight * parts["logits"]
-        if hidden is not None and hidden.weight:
-            distance = hidden_mse if hidden.kind == "mse" else hidden_cosine
-            projections = getattr(model, PROJECTIONS, None)
-            terms = [
-                distance(
-                    student.hidden_states[layer + 1], taught.hidden[teacher_layer], mask,
-                    projections[layer] if projections is not None else None,
-                )
-                for layer, teacher_layer in enumerate(hidden.layer_map)
-            ]  # fmt: skip
-            parts["hidden"] = torch.stack(terms).mean()
-            total = total + hidden.weight * parts["hidden"]
-        return total, parts, student.logits
+            parts["labels"] = label_error(student.answer, batch["labels"], kind)
+        for term in terms:
+            maps = projections[term.name] if projections is not None and term.name in projections else None
+            parts[term.name] = _value(term, student, taught, batch["attention_mask"], kind, maps)
+        weights = {term.name: term.weight for term in terms} | {"labels": label_weight}
+        total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        return total, parts, student.answer
 
     return loss
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, is_decoder: bool) -> Tensor:
-    """Mean cross-entropy over rows (B, C), or over the predicted tokens of (B, T, V)."""
-    if not is_decoder:
-        return functional.cross_entropy(logits.float(), labels)
-    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()  # (B * (T - 1), V)
-    return functional.cross_entropy(flat, labels[:, 1:].reshape(-1), ignore_index=IGNORED)
+def _value(term: Term, student: TeacherOutputs, taught: TeacherOutputs, mask: Tensor, kind: Kind, maps: Any) -> Tensor:
+    """One term, the mean over the layers that it compares."""
+    is_causal = kind == "next_token"
+    match term:
+        case LogitTerm():
+            return _divergence(term, student.answer, taught, mask, kind)
+        case OutputTerm():
+            distance = losses.output_mse if term.kind == "mse" else losses.hidden_cosine
+            return distance(student.answer, taught.answer, mask if student.answer.dim() == 3 else None)
+        case StateTerm():
+            distance = losses.hidden_mse if term.kind == "mse" else losses.hidden_cosine
+            values = [
+                distance(
+                    student.inside[Place(term.what, ours)], taught.inside[Place(term.what, theirs)], mask,
+                    maps[number] if maps is not None else None,
+                )
+                for number, (ours, theirs) in enumerate(term.layers)
+            ]  # fmt: skip
+        case AttentionTerm():
+            compare = losses.attention_mse if term.kind == "scores" else losses.attention_kl
+            values = [
+                compare(_scores(student, ours, heads[0]), _scores(taught, theirs, heads[1]), mask, is_causal=is_causal)
+                for (ours, theirs), heads in zip(term.layers, term.heads, strict=True)
+            ]
+        case RelationTerm():
+            values = [
+                torch.stack([
+                    losses.relation_kl(
+                        student.inside[Place(what, ours)], taught.inside[Place(what, theirs)], n_heads[what], mask,
+                        is_causal=is_causal,
+                    )
+                    for what in term.of
+                ]).sum()
+                for (ours, theirs), n_heads in zip(term.layers, term.n_heads, strict=True)
+            ]  # fmt: skip
+        case PkdTerm():
+            states = [
+                torch.stack([side.inside[Place("hidden", pair[number])] for pair in term.layers])  # (M, B, T, H)
+                for number, side in enumerate((student, taught))
+            ]
+            return losses.pkd(*states) / len(term.layers)
+        case _:
+            assert_never(term)
+    return torch.stack(values).mean()
+
+
+def _scores(side: TeacherOutputs, layer: int, heads: Heads) -> Tensor:
+    """Attention scores before the softmax, (B, heads, T, T)."""
+    query, key = (
+        losses.split_heads(side.inside[Place(what, layer)], heads.of(what)) for what in ("query", "key")
+    )  # fmt: skip
+    return losses.dot_products(query, key)
+
+
+def _divergence(term: LogitTerm, answer: Tensor, taught: TeacherOutputs, mask: Tensor, kind: Kind) -> Tensor:
+    student, teacher, temperature = answer, taught.answer, term.temperature
+    counted: Tensor | None = mask if kind in PER_TOKEN else None
+    if taught.classes is not None:
+        # Both at the temperature already; what is left to do is its square, which keeps the size of the gradient.
+        student, temperature = losses.coarse_logits(answer, taught.classes, temperature), 1.0
+    if kind == "classes":  # each class is a yes or no of its own
+        student, teacher = (torch.stack([torch.zeros_like(z), z], dim=-1) for z in (student, teacher))
+    if kind == "span":  # a distribution over the tokens of the row, one for the start and one for the end
+        lowest = torch.finfo(torch.float32).min
+        student, teacher = (
+            z.float().masked_fill(~mask.bool().unsqueeze(-1), lowest).transpose(1, 2) for z in (student, teacher)
+        )
+    match term.kind:
+        case "forward_kl":
+            value = losses.logit_kl(student, teacher, temperature, counted)
+        case "reverse_kl":
+            value = losses.reverse_kl(student, teacher, temperature, counted)
+        case "jsd":
+            value = losses.jsd(student, teacher, term.beta, temperature, counted)
+        case "skew_kl":
+            value = losses.skew_kl(student, teacher, term.skew, temperature, counted)
+        case "skew_reverse_kl":
+            value = losses.skew_reverse_kl(student, teacher, term.skew, temperature, counted)
+        case _:
+            assert_never(term.kind)
+    return value * (term.temperature / temperature) ** 2
 
 
 def spread_layers(n_student: int, n_teacher: int) -> tuple[int, ...]:
@@ -105,51 +256,87 @@ def spread_layers(n_student: int, n_teacher: int) -> tuple[int, ...]:
     return tuple((number + 1) * n_teacher // n_student - 1 for number in range(n_student))
 
 
-def check_layer_map(layer_map: Sequence[int] | None, n_student: int, n_teacher: int) -> tuple[int, ...]:
-    """The layer map to use, `spread_layers` where none is given.
+def pair_layers(
+    loss: str, layer_map: Sequence[int] | None, held: Literal["every", "last", "all but last"],
+    n_student: int, n_teacher: int,
+) -> LayerPairs:  # fmt: skip
+    """Which student layer is held against which teacher layer, `spread_layers` where no map is given.
+
+    Args:
+        loss: its name in the pipeline, for errors.
+        layer_map: one teacher layer for each student layer held.
+        held: which student layers.
+        n_student, n_teacher: layers there are.
 
     Raises:
-        UserError: not one teacher layer for each student layer, or one that the teacher does not have.
+        UserError: not one teacher layer for each student layer held, one that the teacher does not have, or no layer
+            to hold.
     """
-    if layer_map is None:
-        return spread_layers(n_student, n_teacher)
-    if len(layer_map) != n_student:
+    ours = {"every": range(n_student), "last": range(n_student - 1, n_student), "all but last": range(n_student - 1)}
+    held_layers = tuple(ours[held])
+    if not held_layers:
         raise UserError(
-            f"losses.hidden.layer_map names {len(layer_map)} layers, but the student has {n_student}",
+            f"losses.{loss} compares all layers but the last, and the student has one layer",
+            hint="leave this loss out, or take a deeper student",
+        )
+    spread = spread_layers(n_student, n_teacher)
+    theirs = tuple(layer_map) if layer_map is not None else tuple(spread[layer] for layer in held_layers)
+    if len(theirs) != len(held_layers):
+        raise UserError(
+            f"losses.{loss}.layer_map names {len(theirs)} layers, but the student has {len(held_layers)}"
+            + ("" if held == "every" else f" to compare ({held} of {n_student})"),
             hint="give one teacher layer for each student layer, or leave it out to spread them evenly",
         )
-    if any(not 0 <= layer < n_teacher for layer in layer_map):
+    if any(not 0 <= layer < n_teacher for layer in theirs):
         raise UserError(
-            f"losses.hidden.layer_map {list(layer_map)} leaves the teacher, which has {n_teacher} layers",
+            f"losses.{loss}.layer_map {list(theirs)} leaves the teacher, which has {n_teacher} layers",
             hint=f"layers are counted from 0 to {n_teacher - 1}",
         )
-    return tuple(layer_map)
+    return tuple(zip(held_layers, theirs, strict=True))
 
 
-def add_projections(student: nn.Module, n_layers: int, student_width: int, teacher_width: int) -> None:
-    """Give the student one learned map per layer to the teacher's width, where the widths differ.
+def relation_heads(student_width: int, teacher_width: int, asked: int | None) -> int:
+    """The number of relation heads: as asked, else the largest common divisor up to `MOST_RELATION_HEADS`.
 
-    They hang on the student while it trains, so that optimiser and checkpoints include them.
+    Raises:
+        UserError: a number asked for that does not divide both widths.
     """
-    if student_width != teacher_width:
-        maps = nn.ModuleList(nn.Linear(student_width, teacher_width, bias=False) for _ in range(n_layers))
-        student.add_module(PROJECTIONS, maps)
+    common = math.gcd(student_width, teacher_width)
+    fits = [number for number in range(1, min(common, MOST_RELATION_HEADS) + 1) if common % number == 0]
+    if asked is None:
+        return fits[-1]
+    if common % asked:
+        raise UserError(
+            f"losses.relations.heads is {asked}, which does not divide both the student's width {student_width} and "
+            f"the teacher's {teacher_width}",
+            hint=f"choose one of {', '.join(map(str, fits))}, or leave it out",
+        )
+    return asked
+
+
+def make_projections(terms: Iterable[Term], student_width: int, teacher_width: int) -> nn.ModuleDict | None:
+    """One learned map to the teacher's width for each pair of states that is compared; None where widths agree."""
+    if student_width == teacher_width:
+        return None
+    states = [term for term in terms if isinstance(term, StateTerm)]
+    return nn.ModuleDict(
+        {
+            term.name: nn.ModuleList(nn.Linear(student_width, teacher_width, bias=False) for _ in term.layers)
+            for term in states
+        }
+    )
+
+
+def add_projections(student: nn.Module, projections: nn.ModuleDict | None) -> None:
+    """Hang learned maps on the student while it trains, so that optimiser and checkpoints include them."""
+    if projections is not None:
+        student.add_module(PROJECTIONS, projections)
 
 
 def remove_projections(student: nn.Module) -> None:
     """Take the learned maps off again: they are no part of the model."""
     if hasattr(student, PROJECTIONS):
         delattr(student, PROJECTIONS)
-
-
-def _divergence(term: LogitTerm, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    match term.kind:
-        case "forward_kl":
-            return logit_kl(student, teacher, temperature=term.temperature, mask=mask)
-        case "reverse_kl":
-            return reverse_kl(student, teacher, temperature=term.temperature, mask=mask)
-        case "jsd":
-            return jsd(student, teacher, temperature=term.temperature, mask=mask)
 
 
 def _forward(model: nn.Module, batch: Batch, *, hidden: bool) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.checkpoints.files import digest_json
+from compressor.methods.losses import coarse_logits
 from compressor.schema.events import Emit, Note, Progress
-from compressor.training.rows import Batch, Row, batches_by_length, model_inputs, on_device
+from compressor.spec.tasks import Kind
+from compressor.training.answers import VOCABULARY, answer_of
+from compressor.training.inside import Inside, Place
+from compressor.training.rows import Batch, Row, batches_by_length, collate, model_inputs, on_device
 
 META = "meta.json"
 BATCH_ROWS = 32
+AUTO_TOP_K = 64
+"""Logits of a token that are kept where all of them would not fit."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +38,30 @@ class TeacherOutputs:
     """The teacher's side of one batch.
 
     Attributes:
-        logits: (B, C), or (B, T, V) of a language model.
-        hidden: teacher layer -> (B, T, H); zero on padding.
+        answer: as `answer_of` gives it; with `classes`, (B, T, k + 1) coarse logits at the temperature asked for.
+        inside: place -> (B, T, width); zero on padding.
+        classes: (B, T, k) the tokens whose logits were kept, where not all were.
     """
 
-    logits: Tensor
-    hidden: Mapping[int, Tensor]
+    answer: Tensor
+    inside: Mapping[Place, Tensor]
+    classes: Tensor | None = None
 
 
 Teacher = Callable[[Batch], TeacherOutputs]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the k largest logits of a token and the mass of all others.
+
+    Attributes:
+        k: None keeps all of them where they fit, else `AUTO_TOP_K`.
+        temperature: the mass of the others depends on it.
+    """
+
+    k: int | None
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,6 @@ class _Needed:
     """One array of the cache."""
 
     name: str
-    layer: int | None  # None for the logits
     is_per_token: bool
     width: int
     dtype: str
@@ -57,14 +77,68 @@ class _Needed:
         return (n_tokens if self.is_per_token else n_rows) * self.width * np.dtype(self.dtype).itemsize
 
 
+class _Looking:
+    """The teacher and what is wanted of it, as arrays by the name of their file."""
+
+    def __init__(
+        self, model: nn.Module, kind: Kind, places: Sequence[Place], k: int | None, temperature: float
+    ) -> None:
+        self.model, self.kind, self.k, self.temperature = model, kind, k, temperature
+        self.inside = Inside(model, places)
+        kept = "" if k is None else f"_top{k}_t{temperature:g}"
+        self.answer, self.classes = f"answer{kept}", f"classes{kept}"
+
+    @property
+    def may_keep_less(self) -> bool:
+        """Whether there are logits of a vocabulary, nobody said how many to keep, and nothing else is wanted."""
+        return self.kind in VOCABULARY and self.k is None and not self.inside.places
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """(B, width) or (B, T, width) each."""
+        inputs = on_device(model_inputs(batch), next(self.model.parameters()).device)
+        outputs = self.model(**inputs, output_hidden_states=self.inside.wants_hidden, **_no_cache(self.model))
+        found = {place.name: tensor.float() for place, tensor in self.inside.take(outputs).items()}
+        answer = answer_of(outputs, self.kind).float()
+        # A softmax does not see a shift, and 16 bits are finest near zero: so the likeliest token comes to lie there.
+        if self.k is not None:
+            classes = answer.topk(self.k, dim=-1).indices
+            coarse = coarse_logits(answer, classes, self.temperature)
+            return found | {self.answer: coarse - coarse[..., :1], self.classes: classes}
+        if self.kind in VOCABULARY:
+            answer = answer - answer.amax(dim=-1, keepdim=True)
+        return found | {self.answer: answer}
+
+    def outputs(self, found: Mapping[str, Tensor]) -> TeacherOutputs:
+        """The arrays of one batch as a loss takes them."""
+        return TeacherOutputs(
+            answer=found[self.answer],
+            inside={place: found[place.name] for place in self.inside.places},
+            classes=found.get(self.classes),
+        )
+
+    def needed(self, row: Row, pad_id: int) -> list[_Needed]:
+        """The arrays, read off the answer to one row."""
+        return [
+            _Needed(name, tensor.dim() == 3, tensor.shape[-1], self._dtype(name))
+            for name, tensor in self(collate([row], pad_id=pad_id)).items()
+        ]
+
+    def _dtype(self, name: str) -> str:
+        if name == self.classes:
+            return "int32"
+        return "float32" if name == self.answer and self.kind not in VOCABULARY else "float16"
+
+
 def ask_teacher(
     model: nn.Module,
     rows: Sequence[Row],
     *,
+    kind: Kind,
+    places: Sequence[Place],
+    top_k: TopK,
     key: Mapping[str, Any],
     folder: Path,
-    hidden_layers: Sequence[int],
-    is_per_token: bool,
     limit_bytes: int,
     n_drawn: int,
     pad_id: int,
@@ -74,18 +148,21 @@ def ask_teacher(
 ) -> Teacher:
     """The teacher as a function of a batch, cached on disk where its outputs fit.
 
-    Logits of a classifier are always cached (fp32). Outputs with a row per token, hidden states and a language model's
-    logits, are cached in fp16 while all of them together stay below `limit_bytes` and leave a tenth of the free disk;
-    else the teacher runs live beside the student, and a `Note` says so. It also runs live where the student will not
-    see every row even once, since a cache would ask it more than it is going to be asked.
+    Answers with one line per row (a class, a number, an embedding) are always cached, in fp32. What has a line per
+    token, a language model's logits and what goes on inside, is cached in fp16 while all of it stays below
+    `limit_bytes` and leaves a tenth of the free disk. Where a language model's logits alone are too much, the largest
+    of each token are kept, with the mass of the others. Where what goes on inside is too much, the teacher runs live
+    beside the student. It also does where the student will not see every row even once, since a cache would ask it
+    more than it is going to be asked. Each of these is said in a `Note`.
 
     Args:
         model: the teacher; put into evaluation mode.
         rows: all training rows, in the order of their `index`.
+        kind: what it answers.
+        places: what is wanted of its inside.
+        top_k: how much of a language model's logits to keep.
         key: what the outputs depend on (digest of the teacher, digest of the rows, ...).
         folder: the cache; one teacher and data set at a time.
-        hidden_layers: teacher layers whose outputs are wanted, counted from 0.
-        is_per_token: whether the logits are (B, T, V).
         limit_bytes: see above.
         n_drawn: how many rows training will draw, those that it draws again included.
         pad_id: the padding token.
@@ -95,41 +172,38 @@ def ask_teacher(
     """
     model.eval().requires_grad_(False).to(device)
     lengths = np.array([len(row["input_ids"]) for row in rows])
-    needed = _needed(model, hidden_layers, is_per_token)
-    bulky = sum(array.n_bytes(len(rows), int(lengths.sum())) for array in needed if array.is_per_token)
-    if bulky and n_drawn < len(rows):
-        return _Live(model, tuple(hidden_layers))
+    looking = _Looking(model, kind, places, top_k.k, top_k.temperature)
+    needed = looking.needed(rows[0], pad_id)
+    if n_drawn < len(rows) and any(array.is_per_token for array in needed):
+        return _Live(looking)
     folder.mkdir(parents=True, exist_ok=True)
     room = min(limit_bytes, int(shutil.disk_usage(folder).free * 0.9))
-    if bulky > room:
-        emit(
-            Note(
-                stage,
-                f"the teacher's outputs would take {bulky / 1e9:.1f} GB, above the {room / 1e9:.1f} GB there is for "
-                "them (cache_limit_gb, free disk): the teacher runs live in every step",
-            )
+    size = _n_bulky(needed, lengths)
+    if size > room:
+        there_is = f"above the {room / 1e9:.1f} GB there is for them (cache_limit_gb, free disk)"
+        part = _Looking(model, kind, places, AUTO_TOP_K, top_k.temperature) if looking.may_keep_less else None
+        if part is None or _n_bulky(part.needed(rows[0], pad_id), lengths) > room:
+            text = f"the teacher's outputs would take {size / 1e9:.1f} GB, {there_is}: the teacher runs in every step"
+            emit(Note(stage, text))
+            return _Live(looking)
+        looking, needed = part, part.needed(rows[0], pad_id)
+        text = (
+            f"all of the teacher's logits would take {size / 1e9:.1f} GB, {there_is}: the {AUTO_TOP_K} largest of each "
+            "token are cached, and the mass of the others"
         )
-        return _Live(model, tuple(hidden_layers))
+        emit(Note(stage, text))
     present = _present(folder, key, stage, emit)
     missing = [array for array in needed if array.name not in present]
     if missing:
-        _compute(model, rows, missing, lengths, folder, pad_id=pad_id, stage=stage, emit=emit)
+        _compute(looking, rows, missing, lengths, folder, pad_id=pad_id, stage=stage, emit=emit)
         _write_meta(folder, key, present | {array.name for array in missing})
-    return _Cached(folder, needed, lengths)
+    looking.inside.close()
+    return _Cached(folder, looking, needed, lengths)
 
 
-def _needed(model: nn.Module, hidden_layers: Sequence[int], is_per_token: bool) -> list[_Needed]:
-    config: Any = model.config
-    logits = (
-        _Needed("logits", None, True, config.vocab_size, "float16")
-        if is_per_token
-        else _Needed("logits", None, False, config.num_labels, "float32")
-    )
-    hidden = [
-        _Needed(f"hidden_{layer:02d}", layer, True, config.hidden_size, "float16")
-        for layer in sorted(set(hidden_layers))
-    ]
-    return [logits, *hidden]
+def _n_bulky(arrays: Sequence[_Needed], lengths: NDArray[np.integer]) -> int:
+    """Bytes of what has a line per token."""
+    return sum(array.n_bytes(len(lengths), int(lengths.sum())) for array in arrays if array.is_per_token)
 
 
 def _present(folder: Path, key: Mapping[str, Any], stage: str, emit: Emit) -> set[str]:
@@ -157,9 +231,8 @@ def _write_meta(folder: Path, key: Mapping[str, Any], arrays: set[str]) -> None:
     partial.replace(folder / META)
 
 
-@torch.no_grad()
 def _compute(
-    model: nn.Module,
+    looking: _Looking,
     rows: Sequence[Row],
     arrays: Sequence[_Needed],
     lengths: NDArray[np.integer],
@@ -179,15 +252,11 @@ def _compute(
         for array in arrays
     }
     starts = _starts(lengths)
-    device = next(model.parameters()).device
-    wants_hidden = any(array.layer is not None for array in arrays)
     n_done = 0
     for batch in batches_by_length(rows, BATCH_ROWS, pad_id=pad_id):
-        inputs = on_device(model_inputs(batch), device)
-        outputs = model(**inputs, output_hidden_states=wants_hidden, **_no_cache(model))
+        found = looking(batch)
         for array in arrays:
-            value = outputs.logits if array.layer is None else outputs.hidden_states[array.layer + 1]
-            values = value.float().cpu().numpy().astype(array.dtype)  # (B, C) or (B, T, width)
+            values = found[array.name].cpu().numpy().astype(array.dtype)  # (B, width) or (B, T, width)
             for position, index in enumerate(batch["index"].tolist()):
                 if array.is_per_token:
                     files[array.name][starts[index] : starts[index + 1]] = values[position, : lengths[index]]
@@ -202,26 +271,25 @@ def _compute(
 class _Cached:
     """The teacher, read from disk."""
 
-    def __init__(self, folder: Path, arrays: Sequence[_Needed], lengths: NDArray[np.integer]) -> None:
-        self.arrays = arrays
+    def __init__(
+        self, folder: Path, looking: _Looking, arrays: Sequence[_Needed], lengths: NDArray[np.integer]
+    ) -> None:
+        self.looking, self.arrays, self.lengths = looking, arrays, lengths
         self.files = {array.name: np.load(folder / f"{array.name}.npy", mmap_mode="r") for array in arrays}
-        self.lengths = lengths
         self.starts = _starts(lengths)
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
         indices = batch["index"].tolist()
-        width = batch["input_ids"].shape[1]
-        device = batch["input_ids"].device
-        found = {array.layer: self._gather(array, indices, width).to(device) for array in self.arrays}
-        return TeacherOutputs(
-            logits=found[None], hidden={layer: tensor for layer, tensor in found.items() if layer is not None}
-        )
+        width, device = batch["input_ids"].shape[1], batch["input_ids"].device
+        found = {array.name: self._gather(array, indices, width).to(device) for array in self.arrays}
+        return self.looking.outputs(found)
 
     def _gather(self, array: _Needed, indices: list[int], width: int) -> Tensor:
         file = self.files[array.name]
+        dtype = np.int64 if array.dtype == "int32" else np.float32
         if not array.is_per_token:
-            return torch.from_numpy(file[indices]).float()  # (B, C)
-        padded = np.zeros((len(indices), width, array.width), dtype=np.float32)  # (B, T, width)
+            return torch.from_numpy(file[indices].astype(dtype))  # (B, C)
+        padded = np.zeros((len(indices), width, array.width), dtype=dtype)  # (B, T, width)
         for position, index in enumerate(indices):
             padded[position, : self.lengths[index]] = file[self.starts[index] : self.starts[index + 1]]
         return torch.from_numpy(padded)
@@ -230,18 +298,13 @@ class _Cached:
 class _Live:
     """The teacher, run beside the student."""
 
-    def __init__(self, model: nn.Module, hidden_layers: tuple[int, ...]) -> None:
-        self.model = model
-        self.hidden_layers = hidden_layers
+    def __init__(self, looking: _Looking) -> None:
+        self.looking = looking
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutputs:
-        outputs = self.model(
-            **model_inputs(batch), output_hidden_states=bool(self.hidden_layers), **_no_cache(self.model)
-        )
+        outputs = self.looking.outputs(self.looking(batch))
         real = batch["attention_mask"].unsqueeze(-1)  # (B, T, 1)
-        hidden = {layer: outputs.hidden_states[layer + 1] * real for layer in self.hidden_layers}
-        return TeacherOutputs(logits=outputs.logits, hidden=hidden)
+        return replace(outputs, inside={place: tensor * real for place, tensor in outputs.inside.items()})
 
 
 def _starts(lengths: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from compressor.errors import StageError
@@ -47,6 +47,8 @@ class TrainSettings:
     evaluate_every_steps: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
+    keep: Literal["best", "last"] = "best"
+    """Which state stays: the one that validated best, or the last, where validation does not see what is learned."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,20 @@ def train(
         n_steps=state.global_step,
         metric=metric.name if validation_rows is not None else None,
         before=before,
-        after=None if state.best_metric is None else float(state.best_metric),
-        best_step=state.best_global_step,
+        after=_validated(state, metric, settings.keep),
+        best_step=state.best_global_step if settings.keep == "best" else state.global_step,
         resumed_at=resumed_at,
         precision=settings.precision,
         history=_curve(state.log_history),
     )
+
+
+def _validated(state: TrainerState, metric: Metric, keep: Literal["best", "last"]) -> float | None:
+    """The validation metric of the state that stays."""
+    if keep == "best":
+        return None if state.best_metric is None else float(state.best_metric)
+    seen = [entry[f"eval_{metric.name}"] for entry in state.log_history if f"eval_{metric.name}" in entry]
+    return float(seen[-1]) if seen else None
 
 
 def n_steps(n_rows: int, settings: TrainSettings) -> int:
@@ -169,7 +179,7 @@ def _arguments(
         save_strategy=interval["strategy"],
         save_steps=interval["steps"],
         save_total_limit=1,
-        load_best_model_at_end=is_validated,
+        load_best_model_at_end=is_validated and settings.keep == "best",
         metric_for_best_model=metric.name if is_validated else None,
         greater_is_better=metric.greater_is_better if is_validated else None,
         logging_strategy="steps",

@@ -58,21 +58,35 @@ def test_skew_kl_by_hand() -> None:
     assert losses.skew_kl(student, teacher, skew=0.0).item() == pytest.approx(FORWARD, abs=1e-6)
 
 
-def test_topk_kl_by_hand_gives_the_tail_nothing() -> None:
-    student = log(0.4, 0.2, 0.4)[None]
-    # teacher's two largest, 6 : 2, become 3/4 and 1/4 over classes 2 and 0
-    value = losses.topk_logit_kl(student, log(0.6, 0.2)[None], torch.tensor([[2, 0]]))
-    assert value.item() == pytest.approx(0.75 * math.log(0.75 / 0.4) + 0.25 * math.log(0.25 / 0.4), abs=1e-6)
+def test_coarse_logits_by_hand_keep_the_tail_as_one_class() -> None:
+    coarse = losses.coarse_logits(log(0.1, 0.2, 0.3, 0.4)[None], torch.tensor([[3, 1]]))
+    torch.testing.assert_close(coarse.softmax(-1), torch.tensor([[0.4, 0.2, 0.4]]))
+    # at T = 2 square roots of the probabilities are shared out
+    warm = losses.coarse_logits(log(0.01, 0.04, 0.16, 0.64)[None], torch.tensor([[3]]), temperature=2.0)
+    torch.testing.assert_close(warm.softmax(-1), torch.tensor([[0.8 / 1.5, 0.7 / 1.5]]))
 
 
-@given(seed=st.integers(0, 1000), temperature=st.sampled_from([1.0, 2.0, 4.0]))
-def test_topk_with_all_classes_is_the_full_kl(seed: int, temperature: float) -> None:
+@given(seed=st.integers(0, 1000), k=st.integers(1, 6), temperature=st.sampled_from([1.0, 2.0, 4.0]))
+def test_coarse_divergence_is_a_lower_bound_and_exact_where_tails_agree(seed: int, k: int, temperature: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, 3, 7, generator=generator).unbind(0)
-    values, indices = teacher.topk(7, dim=-1)
-    torch.testing.assert_close(
-        losses.topk_logit_kl(student, values, indices, temperature), losses.logit_kl(student, teacher, temperature)
-    )
+    classes = teacher.topk(k, dim=-1).indices
+
+    def coarse(side: Tensor) -> float:
+        ours, theirs = (losses.coarse_logits(each, classes, temperature) for each in (side, teacher))
+        return float(losses.logit_kl(ours, theirs) * temperature**2)
+
+    assert coarse(student) <= float(losses.logit_kl(student, teacher, temperature)) + 1e-5
+    same_tail = teacher.scatter(-1, classes, student.gather(-1, classes))
+    assert coarse(same_tail) == pytest.approx(float(losses.logit_kl(same_tail, teacher, temperature)), abs=1e-4)
+
+
+def test_output_mse_by_hand() -> None:
+    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 4.0], [3.0, 0.0]])
+    assert losses.output_mse(student, teacher).item() == pytest.approx((4 + 9) / 4)
+    assert losses.output_mse(student, teacher, torch.tensor([1, 0])).item() == pytest.approx(2.0)
+    with pytest.raises(DataError, match=r"outputs \(2, 2\) \(student\) and \(2, 1\)"):
+        losses.output_mse(student, teacher[:, :1])
 
 
 @given(seed=st.integers(0, 1000))
@@ -163,7 +177,6 @@ def test_relation_kl_by_hand() -> None:
     teacher = torch.tensor([[[0.0], [math.sqrt(math.log(3.0))]]])  # softmax (1/4, 3/4)
     student = torch.zeros(1, 2, 1)
     assert losses.relation_kl(student, teacher, 1).item() == pytest.approx(FORWARD / 2, abs=1e-6)
-    assert losses.value_relation_kl(student[:, None], teacher[:, None]).item() == pytest.approx(FORWARD / 2, abs=1e-6)
 
 
 @given(seed=st.integers(0, 1000), heads=st.sampled_from([1, 2, 4]))
@@ -189,6 +202,21 @@ def test_attention_losses_ignore_padding() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]])
     for loss in (losses.attention_mse, losses.attention_kl):
         torch.testing.assert_close(loss(student, teacher, mask), loss(student[..., :3, :3], teacher[..., :3, :3]))
+
+
+def test_a_causal_comparison_leaves_out_what_a_token_has_not_seen() -> None:
+    student, teacher = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 9.0], [math.log(3.0), 0.0]]]])
+    value = losses.attention_mse(student, teacher, is_causal=True)
+    assert value.item() == pytest.approx((1 + math.log(3.0) ** 2) / 3)
+    # the first query sees one key, so it has no divergence; the second: (1/2, 1/2) against (3/4, 1/4)
+    assert losses.attention_kl(student, teacher, is_causal=True).item() == pytest.approx(FORWARD / 2, abs=1e-6)
+
+
+def test_attention_scores_by_hand_with_shared_keys() -> None:
+    queries = losses.split_heads(torch.tensor([[[1.0, 0.0, 0.0, 2.0]]]), 2)  # (1, 2, 1, 2)
+    keys = losses.split_heads(torch.tensor([[[3.0, 4.0]]]), 1)
+    scores = losses.dot_products(queries, keys)
+    torch.testing.assert_close(scores.flatten(), torch.tensor([3.0, 8.0]) / math.sqrt(2))
 
 
 def test_only_padding_is_an_error() -> None:

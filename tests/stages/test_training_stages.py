@@ -64,7 +64,7 @@ def test_a_layer_map_that_leaves_the_teacher(bert: Shelf, tmp_path: Path) -> Non
 
 def test_hidden_layers_are_spread_evenly_where_none_are_named(bert: Shelf, tmp_path: Path) -> None:
     made = bert.get("distill")
-    assert made.record.realised["layer_map"] == [1, 3]
+    assert made.record.realised["compared_layers"] == {"hidden": [[0, 1], [1, 3]]}
 
 
 def test_a_narrow_student_learns_through_projections_that_do_not_stay(bert: Shelf, tmp_path: Path) -> None:

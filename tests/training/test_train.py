@@ -34,7 +34,7 @@ def fit(
     events: list[Event] | None = None,
     validated: bool = True,
 ) -> TrainResult:
-    plain = label_loss(is_decoder=False)
+    plain = label_loss("class")
     return train(
         model,
         train_rows=era("train", 45),
@@ -103,7 +103,7 @@ class Killed(Exception):
 
 
 def killed_after(n_steps_done: int) -> Loss:
-    plain, calls = label_loss(is_decoder=False), 0
+    plain, calls = label_loss("class"), 0
 
     def loss(model: nn.Module, batch: Any) -> Any:
         nonlocal calls
@@ -174,7 +174,7 @@ def test_language_models_are_judged_by_exact_token_perplexity(
 ) -> None:
     rows = sotu_rows("train", 20)
     validation = [*sotu_rows("validation", 5), {"input_ids": [3, 4, 5], "labels": [3, 4, 5], "index": 5}]
-    loss = label_loss(is_decoder=True)
+    loss = label_loss("next_token")
     result = train(
         tiny_gpt2,
         train_rows=rows,
