@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,24 +14,31 @@ import numpy as np
 from compressor.checkpoints.hub import resolve
 from compressor.checkpoints.manifest import MANIFEST_NAME, Variant
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
-from compressor.data.tokenize import Encoded, batches, load_tokenizer, pad
+from compressor.data.tokenize import Encoded, batch_order, batches, load_tokenizer
 from compressor.errors import CheckpointError, UnsupportedError, UserError
 from compressor.runtime.choose import choose_variant, files_of, plain_graph, task_of_architectures
-from compressor.runtime.generate import greedy
 from compressor.runtime.onnx_runner import open_onnx
 from compressor.runtime.runners import Array, DecoderRunner, Runner, n_cores, open_runner, open_torch, require_torch
+from compressor.runtime.settings import runner_settings
+from compressor.runtime.writing import Sampling, Streamer, line_up, write, write_pieces, write_with_transformers
 from compressor.spec.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerFast
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
 LACKS = (
     "no compressor.json: its files are not verified against any sha256",
     "no certificate: nothing is known of what it lost or costs",
 )
 """What a plain model lacks, in words."""
+BATCH_SIZE = 32
+"""Texts in one call where none was tuned or given."""
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
 
@@ -42,7 +49,8 @@ def load(
     precision: str | None = None,
     runtime: Literal["torch", "onnxruntime"] | None = None,
     threads: int | None = None,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Literal["cpu", "cuda", "openvino"] = "cpu",
+    settings: Mapping[str, Any] | None = None,
     revision: str | None = None,
 ) -> CompressedModel:
     """Open a checkpoint for use; the files that it needs are verified against the manifest first.
@@ -57,7 +65,8 @@ def load(
             last variant that runs well on this machine: what the last stage made, but none that it cannot serve.
         runtime: where several variants fit.
         threads: threads of one inference; those tuned for the variant, or all cores, where absent.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, or `openvino` (ONNX Runtime's OpenVINO provider).
+        settings: runtime settings (`runtime.settings`) that win over those tuned for the variant.
         revision: branch, tag or commit of a hub repository; the commit that it means is kept in `commit`.
 
     Raises:
@@ -78,16 +87,25 @@ def load(
             resolve(path, commit, only=files)
             _check_fetched(folder, files, name, commit)
         checkpoint = open_checkpoint(folder, only=files if commit is not None else None)
-        runner = open_runner(checkpoint, variant.id, threads=threads, provider=PROVIDERS[device])
+        runner = open_runner(checkpoint, variant.id, threads=threads, provider=PROVIDERS[device], settings=settings)
         task = TASKS[content.task]  # type: ignore[index]
         return CompressedModel(
-            folder, task, runner, labels=content.labels, variant=variant, checkpoint=checkpoint, commit=commit
+            folder,
+            task,
+            runner,
+            labels=content.labels,
+            variant=variant,
+            checkpoint=checkpoint,
+            commit=commit,
+            settings={**variant.settings, **(settings or {})},
         )
     if folder.name.endswith(".partial") or not (folder / "config.json").is_file():
         open_checkpoint(folder)  # says why not
     if commit is not None:
         resolve(path, commit)
-    return _load_plain(folder, commit, precision=precision, runtime=runtime, threads=threads, device=device)
+    return _load_plain(
+        folder, commit, precision=precision, runtime=runtime, threads=threads, device=device, settings=settings or {}
+    )
 
 
 def _check_fetched(folder: Path, files: Sequence[str], name: str, commit: str) -> None:
@@ -102,7 +120,14 @@ def _check_fetched(folder: Path, files: Sequence[str], name: str, commit: str) -
 
 
 def _load_plain(
-    folder: Path, commit: str | None, *, precision: str | None, runtime: str | None, threads: int | None, device: str
+    folder: Path,
+    commit: str | None,
+    *,
+    precision: str | None,
+    runtime: str | None,
+    threads: int | None,
+    device: str,
+    settings: Mapping[str, Any],
 ) -> CompressedModel:
     """A model that is not ours: stock weights through torch, or an ONNX file under the name that others give it."""
     provider, lacks = PROVIDERS[device], list(LACKS)
@@ -111,7 +136,11 @@ def _load_plain(
     if graph is not None:
         task = task_of_architectures(_read_json(folder / "config.json").get("architectures") or (), folder)
         runner = open_onnx(
-            folder / graph, is_decoder=task.is_decoder, threads=threads or n_cores(), provider=provider, settings={}
+            folder / graph,
+            is_decoder=task.is_decoder,
+            threads=threads or n_cores(),
+            provider=provider,
+            settings=runner_settings(settings, "onnxruntime"),
         )
         labels = _read_json(folder / "config.json").get("id2label") or {}
         names = tuple(str(labels[key]) for key in sorted(labels, key=int)) or None
@@ -123,9 +152,12 @@ def _load_plain(
         config = read_config(folder)
         task = task_of(config, folder)
         names = tuple(str(name) for _, name in sorted((config.id2label or {}).items())) if task.has_classes else None
-        runner = open_torch(load_module(folder, task=task), task, threads=threads, provider=provider)
+        module = load_module(folder, task=task)
+        runner = open_torch(
+            module, task, threads=threads, provider=provider, settings=runner_settings(settings, "torch")
+        )
     logging.getLogger(__name__).info("%s: %s", folder, "; ".join(lacks))
-    return CompressedModel(folder, task, runner, labels=names, commit=commit, missing=tuple(lacks))
+    return CompressedModel(folder, task, runner, labels=names, commit=commit, missing=tuple(lacks), settings=settings)
 
 
 @dataclass(frozen=True)
@@ -152,6 +184,7 @@ class CompressedModel:
         checkpoint: the checkpoint; None for a plain Hugging Face folder.
         commit: of the hub repository; None for a local folder.
         missing: what a plain Hugging Face folder lacks that a checkpoint of ours has.
+        settings: runtime settings in use; `batch_size` and `sort_by_length` say how texts become batches.
         tokenizer: its tokenizer.
     """
 
@@ -166,6 +199,7 @@ class CompressedModel:
         checkpoint: Checkpoint | None = None,
         commit: str | None = None,
         missing: tuple[str, ...] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.task = task
@@ -175,6 +209,7 @@ class CompressedModel:
         self.checkpoint = checkpoint
         self.commit = commit
         self.missing = missing
+        self.settings = dict(settings or {})
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(folder)
 
     def __repr__(self) -> str:
@@ -225,8 +260,10 @@ class CompressedModel:
 
         return dressed(self.runner, read_config(self.folder), self.task, self.folder)
 
-    def logits(self, texts: Sequence[Text] | Text, *, batch_size: int = 32) -> Array:
+    def logits(self, texts: Sequence[Text] | Text, *, batch_size: int | None = None) -> Array:
         """Class logits of each text, (N, C), in the order of the texts; longer texts are cut to the model's length.
+
+        `batch_size` is the one tuned for the variant, or 32, where absent.
 
         Raises:
             UnsupportedError: a model that does not classify.
@@ -237,10 +274,15 @@ class CompressedModel:
         if not rows:
             return np.zeros((0, len(self.labels or ())), np.float32)
         name = self.task.outputs[-1]
-        parts = [self.runner.forward(batch)[name] for batch in batches(rows, batch_size, _pad_id(self.tokenizer))]
-        return np.concatenate(parts)
+        order: Literal["file", "length"] = "length" if self.settings.get("sort_by_length") else "file"
+        size = batch_size or self.settings.get("batch_size", BATCH_SIZE)
+        made = batches(rows, size, _pad_id(self.tokenizer), order=order)
+        ordered = np.concatenate([self.runner.forward(batch)[name] for batch in made])
+        logits = np.empty_like(ordered)
+        logits[batch_order(rows, order)] = ordered
+        return logits
 
-    def predict(self, texts: Sequence[Text] | Text, *, batch_size: int = 32) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[Text] | Text, *, batch_size: int | None = None) -> list[dict[str, Any]]:
         """The most likely class of each text: `{"label": name, "score": probability}`."""
         logits = self.logits(texts, batch_size=batch_size).astype(np.float64)  # (N, C)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -262,44 +304,66 @@ class CompressedModel:
         top_p: float = 1.0,
         num_beams: int = 1,
         seed: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        streamer: Streamer | None = None,
     ) -> list[str]:
-        """What the model writes after each prompt, without the prompt. All prompts run as one batch.
+        """What the model writes after each prompt, without the prompt. All prompts run as one batch, of any lengths.
 
-        Greedy needs no torch; sampling (`do_sample`, with `temperature`, `top_k`, `top_p` and `seed`) and beam search
-        (`num_beams`) are transformers' own and do.
+        Greedy and sampling (`do_sample`, with `temperature`, `top_k`, `top_p` and `seed`) need no torch. Beam search
+        (`num_beams`) and any other of transformers' generation settings (`settings`, such as `repetition_penalty`) are
+        transformers' own and do. `streamer` is a `transformers.TextStreamer` or the like.
 
         Raises:
             UnsupportedError: a model that does not generate.
-            UserError: an empty prompt.
-            MissingPackageError: sampling or beams without torch.
+            UserError: an empty prompt, or a setting out of its range.
+            MissingPackageError: beams or `settings` without torch.
         """
-        if not isinstance(self.runner, DecoderRunner):
-            raise UnsupportedError(f"a {self.task.name} model does not generate", hint="use predict()")
+        runner = self._decoder()
         rows = self._encode([prompts] if isinstance(prompts, str) else prompts)
         if not rows:
             return []
-        if not all(row["input_ids"] for row in rows):
-            raise UserError("a prompt is empty", hint="give each at least one token")
-        pad_id = _pad_id(self.tokenizer)
-        batch = pad(rows, pad_id, side="left")
-        ids, mask, eos_ids = batch["input_ids"], batch["attention_mask"], self._eos_ids()
-        if do_sample or num_beams > 1:
-            require_torch("sampling or beam search")
-            from compressor.runtime.torch_generation import generate_with_transformers
-            from compressor.runtime.torch_models import read_config
-
-            settings: dict[str, Any] = {
-                "max_new_tokens": max_new_tokens, "do_sample": do_sample, "num_beams": num_beams,
-                "eos_token_id": sorted(eos_ids) or None, "pad_token_id": pad_id,
-            }  # fmt: skip
-            if do_sample:
-                settings |= {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
-            tokens = generate_with_transformers(
-                self.runner, ids, mask, config=read_config(self.folder), settings=settings, seed=seed
+        batch = line_up(rows, _pad_id(self.tokenizer), self._eos_ids())
+        sampling = Sampling(do_sample, temperature, top_k, top_p, seed)
+        if num_beams > 1 or settings:
+            tokens = write_with_transformers(
+                runner,
+                batch,
+                self.folder,
+                max_new_tokens=max_new_tokens,
+                num_beams=num_beams,
+                sampling=sampling,
+                settings=settings or {},
+                streamer=streamer,
             )
         else:
-            tokens = greedy(self.runner, ids, mask, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id)
-        return [self._text(row, eos_ids) for row in tokens.tolist()]
+            tokens = write(runner, batch, max_new_tokens=max_new_tokens, sampling=sampling, streamer=streamer)
+        return [self._text(row, batch.eos_ids) for row in tokens.tolist()]
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The same text piece by piece, as it is written; joined, the pieces are what `generate` gives. No torch.
+
+        Raises:
+            UnsupportedError: a model that does not generate.
+            UserError: an empty prompt, or a setting out of its range.
+        """
+        batch = line_up(self._encode([prompt]), _pad_id(self.tokenizer), self._eos_ids())
+        sampling = Sampling(do_sample, temperature, top_k, top_p, seed)
+        return write_pieces(self._decoder(), batch, self.tokenizer, max_new_tokens=max_new_tokens, sampling=sampling)
+
+    def _decoder(self) -> DecoderRunner:
+        if not isinstance(self.runner, DecoderRunner):
+            raise UnsupportedError(f"a {self.task.name} model does not generate", hint="use predict()")
+        return self.runner
 
     def _encode(self, texts: Sequence[Text], *, max_tokens: int | None = None) -> list[Encoded]:
         rows = []

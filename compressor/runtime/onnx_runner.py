@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compressor.errors import CheckpointError, UnsupportedError, UserError
 from compressor.runtime.runners import Array, position_ids
+from compressor.runtime.settings import runner_settings
 
 OPTIMISATION = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -24,9 +25,6 @@ OPTIMISATION = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-SETTINGS = ("allow_spinning", "graph_optimisation", "memory_arena", "memory_pattern")
-"""Settings of a session: booleans, and a level of `OPTIMISATION`. ONNX Runtime's own choice where one is absent."""
-
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _OPEN_ERRORS = (
     ort_errors.Fail,
@@ -49,7 +47,8 @@ def open_onnx(path: Path, *, is_decoder: bool, threads: int, provider: str, sett
     """
     session = open_session(path, threads=threads, provider=provider, settings=settings)
     has_cache = any(value.name.startswith("past_key_values.") for value in session.get_inputs())
-    return OnnxDecoderRunner(session) if is_decoder and has_cache else OnnxRunner(session)
+    kind = OnnxDecoderRunner if is_decoder and has_cache else OnnxRunner
+    return kind(session, io_binding=bool(settings.get("io_binding", False)))
 
 
 def open_session(path: Path, *, threads: int, provider: str, settings: Mapping[str, Any]) -> ort.InferenceSession:
@@ -82,14 +81,12 @@ def open_session(path: Path, *, threads: int, provider: str, settings: Mapping[s
 
 
 def session_options(threads: int, settings: Mapping[str, Any]) -> ort.SessionOptions:
-    """Session options for a number of threads and the settings of `SETTINGS`.
+    """Session options for a number of threads and the settings of `settings.SESSION_SETTINGS`.
 
     Raises:
         UserError: a setting that does not exist, or an unknown optimisation level.
     """
-    unknown = sorted(set(settings) - set(SETTINGS))
-    if unknown:
-        raise UserError(f"no runtime setting {unknown[0]!r}; there are: {', '.join(SETTINGS)}", where="settings")
+    settings = runner_settings(settings, "onnxruntime")
     level = settings.get("graph_optimisation", "all")
     if level not in OPTIMISATION:
         raise UserError(f"graph_optimisation is {level!r}; it can be: {', '.join(OPTIMISATION)}", where="settings")
@@ -101,6 +98,8 @@ def session_options(threads: int, settings: Mapping[str, Any]) -> ort.SessionOpt
     options.log_severity_level = 3  # errors
     if "allow_spinning" in settings:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings["allow_spinning"])))
+    if "x64_quant_precision" in settings:
+        options.add_session_config_entry("session.x64quantprecision", str(int(settings["x64_quant_precision"])))
     if "memory_arena" in settings:
         options.enable_cpu_mem_arena = bool(settings["memory_arena"])
     if "memory_pattern" in settings:
@@ -109,10 +108,17 @@ def session_options(threads: int, settings: Mapping[str, Any]) -> ort.SessionOpt
 
 
 class OnnxRunner:
-    """One session over one graph."""
+    """One session over one graph.
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    Args:
+        session: an open session.
+        io_binding: hand inputs and outputs over as values of ONNX Runtime's own. On a GPU the cache of a decoder then
+            stays there; on a CPU it saves little, and `stage: tune` finds out whether that is anything.
+    """
+
+    def __init__(self, session: ort.InferenceSession, *, io_binding: bool = False) -> None:
         self.session = session
+        self.io_binding = io_binding
         self.input_names = [value.name for value in session.get_inputs()]
         self.output_names = [value.name for value in session.get_outputs() if not value.name.startswith("present.")]
 
@@ -122,8 +128,16 @@ class OnnxRunner:
         Raises:
             UserError: an input that the graph wants is not given.
         """
-        values = self.session.run(self.output_names, self.feeds(inputs))
-        return dict(zip(self.output_names, values, strict=True))
+        feeds = self.feeds(inputs)
+        if not self.io_binding:
+            return dict(zip(self.output_names, self.session.run(self.output_names, feeds), strict=True))
+        binding = self.session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self.output_names:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        return dict(zip(self.output_names, binding.copy_outputs_to_cpu(), strict=True))
 
     def feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """What the graph takes of these inputs."""
@@ -147,8 +161,9 @@ class OnnxDecoderRunner(OnnxRunner):
     The number of key/value heads may differ from layer to layer; it is read from the graph.
     """
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        super().__init__(session)
+    def __init__(self, session: ort.InferenceSession, *, io_binding: bool = False) -> None:
+        super().__init__(session, io_binding=io_binding)
+        self.cache_device = "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
         self.past = {
             value.name: (value.shape, _DTYPES[value.type])
             for value in session.get_inputs()
@@ -187,9 +202,24 @@ class OnnxDecoderRunner(OnnxRunner):
         feeds = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items() if name in self.input_names
         }
-        logits, *present = self.session.run_with_ort_values(["logits", *self.present_names], {**feeds, **state.past})
+        logits, *present = self._run_step({**feeds, **state.past})
         last = np.from_dlpack(logits)[:, -1].copy()  # (B, V); the rest of (B, T, V) is never copied
         return last, OnnxState(dict(zip(self.past, present, strict=True)), mask)
+
+    def _run_step(self, feeds: dict[str, ort.OrtValue]) -> list[ort.OrtValue]:
+        """Logits, on the CPU, and then the new cache."""
+        if not self.io_binding:
+            values: list[ort.OrtValue] = self.session.run_with_ort_values(["logits", *self.present_names], feeds)
+            return values
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cpu")
+        for name in self.present_names:
+            binding.bind_output(name, self.cache_device)
+        self.session.run_with_iobinding(binding)
+        bound: list[ort.OrtValue] = binding.get_outputs()
+        return bound
 
     def _empty(self, name: str, n_rows: int) -> Array:
         (_, n_heads, _, head_size), dtype = self.past[name]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from compressor.checkpoints.store import Checkpoint
 from compressor.errors import MissingPackageError
+from compressor.runtime.settings import runner_settings
 from compressor.spec.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def open_runner(
     variant = checkpoint.variant(variant_id)
     task = TASKS[checkpoint.content.task]  # type: ignore[index]  # a wrong name in a manifest fails its digest first
     merged = {**variant.settings, **(settings or {})}
-    threads = threads or merged.pop("threads", None) or n_cores()
-    merged.pop("threads", None)
+    threads = threads or merged.get("threads") or n_cores()
+    merged = runner_settings(merged, variant.runtime)
     if variant.runtime == "onnxruntime":
         from compressor.runtime.onnx_runner import open_onnx
 
@@ -109,22 +110,36 @@ def open_runner(
     require_torch(f"the variant {variant_id!r}")
     from compressor.runtime.torch_models import load_module
 
-    return open_torch(load_module(checkpoint), task, threads=threads, provider=provider)
+    return open_torch(load_module(checkpoint), task, threads=threads, provider=provider, settings=merged)
 
 
 def open_torch(
-    module: nn.Module, task: Task, *, threads: int | None = None, provider: str = "CPUExecutionProvider"
+    module: nn.Module,
+    task: Task,
+    *,
+    threads: int | None = None,
+    provider: str = "CPUExecutionProvider",
+    settings: Mapping[str, Any] | None = None,
 ) -> Runner:
     """A runner over a live module.
 
+    Args:
+        module: a transformers model.
+        task: says whether it generates.
+        threads: threads of one inference; all cores where absent.
+        provider: `CUDAExecutionProvider` for the GPU; torch runs on the CPU for any other.
+        settings: of `settings.TORCH_SETTINGS`.
+
     Raises:
-        UnsupportedError: CUDA is asked for and torch sees none.
+        UnsupportedError: CUDA is asked for and torch sees none, or `compile` where torch cannot compile.
+        UserError: a setting that does not exist.
     """
     from compressor.runtime.torch_runner import TorchDecoderRunner, TorchRunner
 
+    chosen = runner_settings(settings or {}, "torch")
     device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
     kind = TorchDecoderRunner if task.is_decoder else TorchRunner
-    return kind(module, threads=threads or n_cores(), device=device)
+    return kind(module, threads=threads or n_cores(), device=device, compiled=bool(chosen.get("compile", False)))
 
 
 def require_torch(needed_for: str) -> None:

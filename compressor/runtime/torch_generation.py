@@ -90,6 +90,7 @@ def generate_with_transformers(
     config: PreTrainedConfig,
     settings: dict[str, Any],
     seed: int | None = None,
+    streamer: Any = None,
 ) -> Array:
     """New token ids, (B, N), with any setting of `transformers.GenerationConfig`.
 
@@ -100,6 +101,10 @@ def generate_with_transformers(
         config: the model's config.
         settings: what to set in the `GenerationConfig`, such as `num_beams` or `do_sample` and `temperature`.
         seed: makes sampling repeatable; torch's generator is left as it was.
+        streamer: a `transformers.TextStreamer` or the like; not with beams.
+
+    Raises:
+        UserError: a setting that transformers does not have, or refuses.
     """
     with quiet_transformers():
         generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
@@ -108,6 +113,6 @@ def generate_with_transformers(
     with torch.random.fork_rng(enabled=seed is not None), quiet_transformers():
         if seed is not None:
             torch.manual_seed(seed)
-        sequences = model.generate(**inputs, generation_config=generation_config)
+        sequences = model.generate(**inputs, generation_config=generation_config, streamer=streamer)
     tokens: Array = np.asarray(sequences[:, ids.shape[1] :])
     return tokens

@@ -1,10 +1,11 @@
-"""torch (eager) behind the waist."""
+"""torch behind the waist, eager or compiled."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +24,24 @@ class TorchRunner:
         module: a transformers model whose output has `logits`.
         threads: threads inside an operator; a setting of the whole process.
         device: `cpu` or `cuda`.
+        compiled: run it through `torch.compile`, for any batch and length; the first calls take long.
 
     Raises:
-        UnsupportedError: CUDA is asked for and torch sees none.
+        UnsupportedError: CUDA is asked for and torch sees none; at the first call, `torch.compile` cannot work here.
     """
 
-    def __init__(self, module: nn.Module, *, threads: int, device: str = "cpu") -> None:
+    def __init__(self, module: nn.Module, *, threads: int, device: str = "cpu", compiled: bool = False) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UnsupportedError("torch sees no CUDA device here", where="target.device", hint="use device: cpu")
         torch.set_num_threads(threads)
         self.module = module.to(device).eval()
         self.device = device
         self.takes = set(inspect.signature(module.forward).parameters)
+        self._run: Callable[..., Any] = self.module
+        if compiled:
+            from compressor.runtime.torch_compiled import compile_module
+
+            self._run = compile_module(self.module)
 
     def forward(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One pass without a cache; see `Runner.forward`."""
@@ -42,10 +49,12 @@ class TorchRunner:
         if "use_cache" in self.takes:
             if "position_ids" in self.takes and "position_ids" not in given:
                 given["position_ids"] = self._tensor(position_ids(inputs["attention_mask"]))
-            with torch.inference_mode():
-                return {"logits": self.module(**given, use_cache=False).logits.float().cpu().numpy()}
+            given["use_cache"] = False
+        return {"logits": self._call(**given).logits.float().cpu().numpy()}
+
+    def _call(self, **inputs: Any) -> Any:
         with torch.inference_mode():
-            return {"logits": self.module(**given).logits.float().cpu().numpy()}
+            return self._run(**inputs)
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -88,13 +97,12 @@ class TorchDecoderRunner(TorchRunner):
             "position_ids": self._tensor(position_ids(mask)[:, -ids.shape[1] :]),
         }
         optional = {"logits_to_keep": 1} if "logits_to_keep" in self.takes else {}
-        with torch.inference_mode():
-            outputs = self.module(
-                **{name: tensor for name, tensor in inputs.items() if name in self.takes},
-                **optional,
-                past_key_values=_cache(state.past),
-                use_cache=True,
-            )
+        outputs = self._call(
+            **{name: tensor for name, tensor in inputs.items() if name in self.takes},
+            **optional,
+            past_key_values=_cache(state.past),
+            use_cache=True,
+        )
         past = tuple((layer.keys, layer.values) for layer in outputs.past_key_values.layers)
         return outputs.logits[:, -1].float().cpu().numpy(), TorchState(past, mask)  # (B, V)
 

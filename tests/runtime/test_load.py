@@ -148,7 +148,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_device_that_does_not_exist(bert: Checkpoint) -> None:
-    with pytest.raises(UserError, match="device: device 'tpu' is none of: cpu, cuda"):
+    with pytest.raises(UserError, match="device: device 'tpu' is none of: cpu, cuda, openvino"):
         load(bert.path, device="tpu")  # type: ignore[arg-type]
 
 
@@ -200,12 +200,14 @@ answer = {
     "predict": encoder.predict(texts),
     "logits": encoder(**encoder.tokenizer(texts, padding=True)).logits.tolist(),
     "generate": decoder.generate(texts, max_new_tokens=8),
+    "sample": decoder.generate(texts, max_new_tokens=8, do_sample=True, seed=3),
+    "stream": list(decoder.stream(texts[0], max_new_tokens=8)),
     "errors": [],
 }
 for go in (
     lambda: load(sys.argv[1], runtime="torch"),
     lambda: load(sys.argv[3]),
-    lambda: decoder.generate(texts, do_sample=True),
+    lambda: decoder.generate(texts, num_beams=2),
 ):
     try:
         go()
@@ -224,8 +226,15 @@ def test_onnx_variants_need_no_torch(bert: Checkpoint, llama: Checkpoint, tiny_b
     with_torch = load(bert.path, threads=1)
     assert answer["predict"] == with_torch.predict(TEXTS)
     assert answer["logits"] == with_torch.logits(TEXTS).tolist()
-    assert answer["generate"] == load(llama.path, runtime="torch", threads=1).generate(TEXTS, max_new_tokens=8)
-    needed = ("the variant 'torch-fp32'", f"a plain Hugging Face folder ({tiny_bert_dir})", "sampling or beam search")
+    writer = load(llama.path, runtime="torch", threads=1)
+    assert answer["generate"] == writer.generate(TEXTS, max_new_tokens=8)
+    assert answer["sample"] == writer.generate(TEXTS, max_new_tokens=8, do_sample=True, seed=3)
+    assert "".join(answer["stream"]) == writer.generate(TEXTS[0], max_new_tokens=8)[0]
+    needed = (
+        "the variant 'torch-fp32'",
+        f"a plain Hugging Face folder ({tiny_bert_dir})",
+        "beam search and transformers' generation settings",
+    )
     assert answer["errors"] == [
         [
             MissingPackageError.__name__,

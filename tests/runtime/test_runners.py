@@ -12,7 +12,7 @@ import torch
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import Encoded, load_tokenizer, pad
 from compressor.errors import CheckpointError, UnsupportedError, UserError
-from compressor.runtime.generate import greedy, greedy_steps
+from compressor.runtime.generate import generate, steps
 from compressor.runtime.onnx_runner import OnnxDecoderRunner, session_options
 from compressor.runtime.runners import Array, DecoderRunner, Runner, open_runner, position_ids
 from compressor.runtime.torch_generation import generate_with_transformers
@@ -69,9 +69,9 @@ def test_onnx_writes_torch_s_greedy_tokens(checkpoint: Checkpoint, prompts: list
     expected = expected[:, ids.shape[1] :].numpy()
     for variant in VARIANTS:
         runner = open_decoder(checkpoint, variant)
-        np.testing.assert_array_equal(greedy(runner, ids, mask, max_new_tokens=N_NEW), expected)
+        np.testing.assert_array_equal(generate(runner, ids, mask, max_new_tokens=N_NEW), expected)
         alone = [
-            greedy(runner, row[real == 1][None], real[real == 1][None], max_new_tokens=N_NEW)
+            generate(runner, row[real == 1][None], real[real == 1][None], max_new_tokens=N_NEW)
             for row, real in zip(ids, mask, strict=True)
         ]
         np.testing.assert_array_equal(np.concatenate(alone), expected)
@@ -142,19 +142,19 @@ def test_sampling_follows_its_seed_and_leaves_torch_s_alone(llama: Checkpoint, p
 def test_rows_end_at_their_own_end_token(llama: Checkpoint, prompts: list[str]) -> None:
     batch = left_padded(llama, prompts)
     runner, ids, mask = open_decoder(llama, "onnx-fp32"), batch["input_ids"], batch["attention_mask"]
-    free = greedy(runner, ids, mask, max_new_tokens=N_NEW)
+    free = generate(runner, ids, mask, max_new_tokens=N_NEW)
     stop = int(free[0, 3])
-    ended = greedy(runner, ids, mask, max_new_tokens=N_NEW, eos_ids=[stop], pad_id=511)
+    ended = generate(runner, ids, mask, max_new_tokens=N_NEW, eos_ids=[stop], pad_id=511)
     for row, all_of_it in zip(ended.tolist(), free.tolist(), strict=True):
         end = all_of_it.index(stop) + 1 if stop in all_of_it else len(row)
         assert row[:end] == all_of_it[:end] and set(row[end:]) <= {511}
-    alone = greedy(runner, ids[:1], mask[:1], max_new_tokens=N_NEW, eos_ids=[stop])
+    alone = generate(runner, ids[:1], mask[:1], max_new_tokens=N_NEW, eos_ids=[stop])
     assert alone.shape[1] == free[0].tolist().index(stop) + 1
 
 
 def test_prompts_padded_on_the_right_are_refused(llama: Checkpoint) -> None:
     with pytest.raises(UserError, match="each prompt needs a token at its end\n  -> pad on the left"):
-        next(greedy_steps(open_decoder(llama, "onnx-fp32"), np.ones((1, 2), int), np.array([[1, 0]]), max_new_tokens=1))
+        next(steps(open_decoder(llama, "onnx-fp32"), np.ones((1, 2), int), np.array([[1, 0]]), max_new_tokens=1))
 
 
 def test_positions_count_real_tokens_only() -> None:
@@ -195,16 +195,60 @@ def test_torch_without_a_gpu(bert: Checkpoint) -> None:
 
 
 def test_settings_reach_the_session() -> None:
-    settings = {"allow_spinning": False, "graph_optimisation": "basic", "memory_arena": False, "memory_pattern": False}
+    settings = {
+        "allow_spinning": False, "graph_optimisation": "basic", "memory_arena": False, "memory_pattern": False,
+        "x64_quant_precision": True,
+    }  # fmt: skip
     options = session_options(3, settings)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
     assert not options.enable_cpu_mem_arena and not options.enable_mem_pattern
 
 
+@pytest.mark.parametrize("checkpoint", ["bert", "llama"], indirect=True)
+def test_io_binding_changes_no_answer(checkpoint: Checkpoint, prompts: list[str]) -> None:
+    batch = left_padded(checkpoint, prompts)
+    plain, bound = (
+        open_runner(checkpoint, "onnx-fp32", threads=1, settings={"io_binding": flag}) for flag in (False, True)
+    )
+    np.testing.assert_array_equal(plain.forward(batch)["logits"], bound.forward(batch)["logits"])
+    if isinstance(plain, DecoderRunner) and isinstance(bound, DecoderRunner):
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        np.testing.assert_array_equal(
+            generate(plain, ids, mask, max_new_tokens=4), generate(bound, ids, mask, max_new_tokens=4)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["bert", "llama"], indirect=True)
+def test_torch_compile_gives_eager_answers(checkpoint: Checkpoint, prompts: list[str]) -> None:
+    """One compiled module for batches and lengths that differ, prefill and decode included."""
+    eager, compiled = (
+        open_runner(checkpoint, "torch-fp32", threads=1, settings={"compile": flag}) for flag in (False, True)
+    )
+    for texts in (prompts, prompts[:1]):
+        batch = left_padded(checkpoint, texts)
+        np.testing.assert_allclose(eager.forward(batch)["logits"], compiled.forward(batch)["logits"], atol=1e-5)
+        if isinstance(eager, DecoderRunner) and isinstance(compiled, DecoderRunner):
+            ids, mask = batch["input_ids"], batch["attention_mask"]
+            np.testing.assert_array_equal(
+                generate(eager, ids, mask, max_new_tokens=4), generate(compiled, ids, mask, max_new_tokens=4)
+            )
+
+
+def test_torch_has_settings_of_its_own(bert: Checkpoint) -> None:
+    with pytest.raises(
+        UserError, match="torch has no runtime setting 'memory_arena'; there are: compile\n  -> and for an"
+    ):
+        open_runner(bert, "torch-fp32", threads=1, settings={"memory_arena": False})
+
+
 def test_settings_that_do_not_exist(bert: Checkpoint) -> None:
-    with pytest.raises(UserError, match="no runtime setting 'spin'; there are: allow_spinning, graph_opt"):
+    with pytest.raises(
+        UserError, match="ONNX Runtime has no runtime setting 'spin'; there are: allow_spinning, graph_opt"
+    ):
         open_runner(bert, "onnx-fp32", settings={"spin": True})
     with pytest.raises(UserError, match="graph_optimisation is 'most'; it can be: none, basic, extended, all"):
         session_options(1, {"graph_optimisation": "most"})
