@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compressor import energy
+from compressor.checkpoints.files import sha256_file
 from compressor.checkpoints.fingerprint import fingerprint, library_versions
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.splits import StageData
 from compressor.errors import CompressorError, InterruptedRunError, UserError
+from compressor.measurement.certificate import write_certificates
 from compressor.measurement.judge import CandidateSpec, check_splits, judge
 from compressor.measurement.session import check_energy_is_measurable
 from compressor.measurement.suite import calibration_of
@@ -44,7 +46,7 @@ from compressor.schema.events import (
 from compressor.schema.report import EnergyFigure, Report, StageCost, write_report
 from compressor.spec.load import load_pipeline
 from compressor.spec.pipeline import Pipeline
-from compressor.spec.stages import Prune
+from compressor.spec.stages import Prune, Stage, Tune
 from compressor.spec.tasks import TASKS
 from compressor.stages.context import StageContext, StageInputs
 from compressor.stages.dispatch import run_stage, stage_version
@@ -249,6 +251,7 @@ def _step_work(session: _Session, step: Step, checkpoints: Mapping[str, Checkpoi
             version=stage_version(step.config),
             config={
                 "stage": step.config.model_dump(by_alias=True),
+                **_tables(step.config),
                 "task": pipeline.model.task,
                 "labels": pipeline.model.labels,
                 "max_tokens": pipeline.data.max_tokens,
@@ -263,6 +266,20 @@ def _step_work(session: _Session, step: Step, checkpoints: Mapping[str, Checkpoi
         force=force,
         make=lambda out_dir, ctx: run_stage(step.config, inputs, out_dir, ctx),
     )
+
+
+def _tables(config: Stage) -> dict[str, str]:
+    """Digests of the saved tables that a stage is given: with these, what it makes no longer depends on a clock.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not isinstance(config, Tune) or config.table is None:
+        return {}
+    path = Path(config.table)
+    if not path.is_file():
+        raise UserError("no such tuning table", where=f"stages.{config.id}.table", hint=f"check the path {path}")
+    return {"table": sha256_file(path)}
 
 
 def _make_or_find(session: _Session, work: _Work) -> tuple[Checkpoint, bool]:
@@ -338,6 +355,9 @@ def _judge(
     )
     path = session.run_dir / "report.json"
     write_report(report, path)
+    for step in steps:
+        if not step.scratch:
+            write_certificates(report, checkpoints[step.id])
     session.state.report = path.name
     session.emit(RunFinished(report_path=str(path), selected=report.selected))
     return report

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import assert_never
 
 from compressor.checkpoints.store import Checkpoint
-from compressor.spec.stages import Distill, Export, Finetune, Prune, Quantize, Stage, Tune, TrimVocabulary
+from compressor.spec.stages import Distill, Export, Finetune, Prune, Quantize, Stage, TrimVocabulary, Tune
 from compressor.stages.context import DistillInput, SourceInput, StageContext, StageInputs
 
 

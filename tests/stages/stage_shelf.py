@@ -42,6 +42,10 @@ CASES: dict[str, dict[str, Any]] = {
     "static": {"stage": "quantize", "from": "export", "scheme": "w8a8-static"},
     "w8": {"stage": "quantize", "from": "export", "scheme": "w8"},
     "w4": {"stage": "quantize", "from": "export", "scheme": "w4"},
+    "tune": {
+        "stage": "tune", "from": "int8", "threads": [1], "spinning": [True], "memory_arena": [True], "rounds": 3,
+        "window_s": 0.05, "batch_sizes": [4], "sort_by_length": [False], "io_binding": [False], "rows": 8,
+    },
 }  # fmt: skip
 """Every stage that a law is held against, by id; `from` and `teacher` name others."""
 
@@ -78,16 +82,17 @@ class Shelf:
         return self.made[case]
 
     def make(self, case: str, folder: Path, *, runner: Any = run_here, **changes: Any) -> Checkpoint:
-        """Do a case's stage in `folder`, anew."""
+        """Do a case's stage in `folder`, anew; `settings` over those of the case."""
+        settings = changes.pop("settings", {})
         ctx = make_context(self.task, changes.pop("data", self.data), folder / "work", **changes)
         if case == "model":
             return make_source(self.source, folder / "out", ctx)
-        config = stage_config(case, CASES[case])
-        checkpoint: Checkpoint = runner(config, self.inputs(case), folder / "out", ctx)
+        config = stage_config(case, {**CASES[case], **settings})
+        checkpoint: Checkpoint = runner(config, self.inputs(case, settings), folder / "out", ctx)
         return checkpoint
 
-    def inputs(self, case: str) -> StageInputs:
-        settings = CASES[case]
+    def inputs(self, case: str, changed: dict[str, Any] | None = None) -> StageInputs:
+        settings = {**CASES[case], **(changed or {})}
         teacher = settings.get("teacher")
         return StageInputs(self.get(settings["from"]), self.get(teacher) if teacher else None)
 
