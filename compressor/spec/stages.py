@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from compressor.spec.base import Fraction, Part, PositiveFloat, PositiveInt, Slug, Weight
+from compressor.spec.budgets import PruneBudget, Search
 from compressor.spec.distillation import PRESETS, DistillLosses, PresetName, as_tuples, with_preset
 
 Kind = Literal["torch", "onnx"]
@@ -114,21 +115,6 @@ class Keep(Part):
         return self
 
 
-class PruneBudget(Part):
-    """What a searched pruning may spend, as a fraction of the dense model."""
-
-    macs: Fraction | None = None
-    """Multiply-accumulates of the layers per token."""
-    parameters: Fraction | None = None
-    """Parameters of the layers."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> PruneBudget:
-        if (self.macs is None) == (self.parameters is None):
-            raise ValueError("give exactly one of: macs, parameters")
-        return self
-
-
 class Prune(StageBase):
     """Remove attention heads and feed-forward neurons, and solve for the outputs that are left."""
 
@@ -136,7 +122,9 @@ class Prune(StageBase):
     keep: Keep | None = None
     """The same fractions in each layer."""
     budget: PruneBudget | None = None
-    """Fractions chosen layer by layer for the least damage under a budget."""
+    """Sizes chosen layer by layer for the least damage under a budget."""
+    search: Search | None = None
+    """How a budget is spent; goes with `budget`."""
     importance: Literal["block_obs", "magnitude", "wanda", "flap", "activation_mean", "taylor", "fisher"] = "block_obs"
     """How heads and neurons are ranked."""
     depth_by: Literal["kl", "block_influence"] = "kl"
@@ -157,6 +145,8 @@ class Prune(StageBase):
     def _one_way(self) -> Prune:
         if (self.keep is None) == (self.budget is None):
             raise ValueError("give exactly one of: keep, budget")
+        if self.search is not None and self.budget is None:
+            raise ValueError("`search` goes with `budget`")
         return self
 
     @model_validator(mode="after")

@@ -125,7 +125,7 @@ def _prune(
     facts = {
         "predicted_loss": choice.predicted_loss,
         "predicted_cost_ratio": choice.predicted_cost / choice.dense_cost,
-        "cost": "macs" if config.budget is not None and config.budget.macs is not None else "parameters",
+        "cost": next(iter(config.budget.limits)) if config.budget is not None else None,
     }
     return module, kept, facts
 
@@ -135,13 +135,13 @@ def _choose(
 ) -> Choice:
     """What each layer keeps under the budget; scored on every fourth batch, ranked and refitted on the others."""
     assert config.budget is not None
-    if config.budget.macs is not None:
+    name, limit = next(iter(config.budget.limits.items()))
+    if name == "macs":
         n_rows = sum(len(batch["input_ids"]) for batch in batches)
         n_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        cost, ratio = macs_cost(module, n_tokens=max(1, round(n_tokens / n_rows))), config.budget.macs
+        cost = macs_cost(module, n_tokens=max(1, round(n_tokens / n_rows)))
     else:
-        assert config.budget.parameters is not None
-        cost, ratio = parameter_cost(module), config.budget.parameters
+        cost = parameter_cost(module)
     scores = score_options(
         module,
         [batch for number, batch in enumerate(batches) if number % 4 or len(batches) == 1],
@@ -151,7 +151,7 @@ def _choose(
         ffn_granule=config.granule,
         on_progress=lambda done, of: emit(Progress(config.id, "score options", done, of)),
     )
-    return choose(scores, cost, ratio * dense_cost(scores.source, cost))
+    return choose(scores, cost, limit.of(dense_cost(scores.source, cost)))
 
 
 def _validate(
