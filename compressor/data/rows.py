@@ -1,7 +1,8 @@
 """Rows: any file, hub data set or object in memory -> one `datasets.Dataset` with the task's own columns.
 
 Whatever comes in, what goes out has exactly `text`, (where there is one) `text_pair`, and (where the task has labels)
-`label` as the index of a class. A mistake in a row names the file and the row, counted from 1 without a header.
+`label`: the index of a class, the indices of several, a number, the class of each word (with the words themselves in
+`words`), or the answers in `text_pair`. A mistake in a row names the file and the row, counted from 1 without a header.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import datasets
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from compressor.data.labels import as_class_ids
+from compressor.data.labels import as_answers, as_class_ids, as_class_sets, as_numbers, as_tags
 from compressor.errors import DataError
 from compressor.spec.sources import DataSource
 from compressor.spec.tasks import Task
@@ -202,10 +203,10 @@ def _from_object(rows: Any, name: str) -> Dataset:
 def _canonical(
     dataset: Dataset, where: str, task: Task, columns: Mapping[str, str], labels: tuple[str, ...] | None
 ) -> Dataset:
-    wanted = {column: columns.get(column, column) for column in task.columns}
+    wanted = {column: _named(column, dataset, task, columns) for column in task.columns}
     _check_columns(dataset, where, wanted)
     for column in task.optional_columns:
-        name = columns.get(column, column)
+        name = _named(column, dataset, task, columns)
         if name in dataset.column_names:
             wanted[column] = name
         elif column in columns:
@@ -214,18 +215,74 @@ def _canonical(
         raise DataError("no rows", where=where, hint="check the file and the `split:`")
     values: dict[str, list[Any]] = {}
     features: dict[str, Any] = {}
+    running = task.kind in ("next_token", "masked_token")
     for column, name in wanted.items():
         if column == "label":
-            values[column] = as_class_ids(dataset[name], dataset.features[name], labels, where)
-            features[column] = ClassLabel(names=list(labels)) if labels else Value("int64")
-        else:
-            values[column] = _texts(dataset[name], name, where, may_be_blank=task.is_decoder or column != "text")
-            features[column] = Value("string")
-    if task.is_decoder:  # a blank line between two documents predicts nothing
+            continue
+        if task.kind == "token_class":
+            values["words"], features["words"] = _words(dataset[name], name, where), List(Value("string"))
+            values["text"], features["text"] = [" ".join(words) for words in values["words"]], Value("string")
+            continue
+        values[column] = _texts(dataset[name], name, where, may_be_blank=running or column != "text")
+        features[column] = Value("string")
+    if "label" in wanted:
+        if task.kind == "embedding" and "text_pair" not in wanted:
+            raise DataError(
+                "labels without a second text: an embedder's label says how alike two texts are",
+                where=where,
+                hint="say which column it is: data.columns: {text_pair: NAME}; for texts alone leave the label out",
+            )
+        name = wanted["label"]
+        column_values, feature = dataset[name], dataset.features[name]
+        values["label"], features["label"] = _labels(column_values, feature, values, where, task, labels)
+    if running:  # a blank line between two documents predicts nothing
         values["text"] = [text for text in values["text"] if text.strip()]
         if not values["text"]:
             raise DataError("no rows: every line is blank", where=where)
     return Dataset.from_dict(values, features=Features(features))
+
+
+def _named(column: str, dataset: Dataset, task: Task, columns: Mapping[str, str]) -> str:
+    """The source's own column for one of ours: the one that the pipeline names, ours, or the first alias there is."""
+    if column in columns or column in dataset.column_names:
+        return columns.get(column, column)
+    taken = set(columns.values())
+    aliases = (name for name in task.aliases.get(column, ()) if name in dataset.column_names and name not in taken)
+    return next(aliases, column)
+
+
+def _labels(
+    column: Sequence[Any],
+    feature: Any,
+    values: Mapping[str, Sequence[Any]],
+    where: str,
+    task: Task,
+    labels: tuple[str, ...] | None,
+) -> tuple[list[Any], Any]:
+    """The labels as the task wants them, and their type."""
+    class_type = ClassLabel(names=list(labels)) if labels else Value("int64")
+    match task.kind:
+        case "class":
+            return as_class_ids(column, feature, labels, where), class_type
+        case "classes":
+            return as_class_sets(column, feature, labels, where), List(class_type)
+        case "token_class":
+            tags = as_tags(column, feature, labels, where)
+            for number, (row, words) in enumerate(zip(tags, values["words"], strict=True), 1):
+                if len(row) != len(words):
+                    raise DataError(
+                        f"row {number}: {len(words)} words have {len(row)} labels", where=where, hint="mend the row"
+                    )
+            return tags, List(class_type)
+        case "span":
+            answers = as_answers(column, values["text_pair"], where)
+            return answers, List({"text": Value("string"), "start": Value("int64")})
+        case "number" | "embedding":
+            return as_numbers(column, where), Value("float64")
+        case "next_token" | "masked_token":
+            raise AssertionError("a language model has no labels")
+        case _:
+            assert_never(task.kind)
 
 
 def _check_columns(dataset: Dataset, where: str, wanted: Mapping[str, str]) -> None:
@@ -236,6 +293,24 @@ def _check_columns(dataset: Dataset, where: str, wanted: Mapping[str, str]) -> N
                 where=where,
                 hint=f"say which column it is: data.columns: {{{column}: NAME}}",
             )
+
+
+def _words(values: Sequence[Any], name: str, where: str) -> list[list[str]]:
+    """The words of each row: a list, or text with spaces between (in a CSV file, also a list as JSON)."""
+    rows = []
+    for number, value in enumerate(values, 1):
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        words = value.split() if isinstance(value, str) else value
+        if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
+            raise DataError(
+                f"row {number}: {name} is {value!r}, not words", where=where, hint="give a list of words, none empty"
+            )
+        if not words:
+            raise DataError(f"row {number}: {name} is empty", where=where, hint="mend or remove the row")
+        rows.append(words)
+    return rows
 
 
 def _texts(values: Sequence[Any], name: str, where: str, *, may_be_blank: bool) -> list[str]:
