@@ -21,6 +21,7 @@ from compressor.data.tokenize import load_tokenizer
 from compressor.errors import EnergyError, UserError
 from compressor.measurement.answers import Answering, Answers, collect_answers
 from compressor.measurement.assemble import assemble, candidate_of, headline_of, session_records
+from compressor.measurement.certificate import with_certificates
 from compressor.measurement.costs import measurement_of
 from compressor.measurement.environment import read_environment
 from compressor.measurement.gates import hold_readings, hold_to_gates
@@ -31,6 +32,7 @@ from compressor.measurement.inputs import (
     prepare_windows,
     prepare_workload,
 )
+from compressor.measurement.labels import with_labels
 from compressor.measurement.quality import (
     Judged,
     Metric,
@@ -132,7 +134,7 @@ def judge_suite(
     judged = Judged(test.name, baseline, suite.seed, names, metrics)
     environment = read_environment()
     run_dir.mkdir(parents=True, exist_ok=True)
-    jobs = {spec.id: partial(_job, spec, suite.target.provider) for spec in candidates}
+    jobs = {spec.id: partial(_job, spec, suite) for spec in candidates}
     with tempfile.TemporaryDirectory(dir=run_dir, prefix="measuring-") as folder:
         work = _Work(suite, tuple(candidates), baseline, test, jobs, run_dir, Path(folder), emit)
         alive, quality, lost = _judge_quality(work, judged)
@@ -142,7 +144,7 @@ def judge_suite(
     for one in found:
         emit(CandidateMeasured(candidate=one.id, values=headline_of(one)))
     environment |= {"threads": suite.threads, "sessions": session_records(sessions, baseline, suite.seed)}
-    return assemble(
+    report = assemble(
         suite,
         found,
         baseline=baseline,
@@ -155,6 +157,7 @@ def judge_suite(
         failures=(*failures, *lost, *lost_in_costs, *unresolved),
         sessions=sessions,
     )
+    return with_certificates(report, alive, suite)
 
 
 @dataclass(frozen=True)
@@ -171,9 +174,12 @@ class _Work:
     emit: Emit
 
 
-def _job(spec: CandidateSpec, provider: str, threads: int) -> Job:
-    settings = spec.checkpoint.variant(spec.variant_id).settings
-    return Job(spec.id, spec.checkpoint.path, spec.variant_id, threads, provider, dict(settings))
+def _job(spec: CandidateSpec, suite: Suite, threads: int) -> Job:
+    """A candidate's job: its tuned threads stand in for the suite's, and not for those that a workload asks for."""
+    settings = dict(spec.checkpoint.variant(spec.variant_id).settings)
+    if threads == suite.threads:
+        threads = settings.get("threads", threads)
+    return Job(spec.id, spec.checkpoint.path, spec.variant_id, threads, suite.target.provider, settings)
 
 
 def _one_tokenizer(candidates: Sequence[CandidateSpec], texts: Sequence[str]) -> Any:
@@ -235,6 +241,13 @@ def _judge_quality(
     for spec in alive:
         base = answers.get((work.baseline, main.kind)) if spec.id != work.baseline else None
         quality[spec.id] = _quality_rows(judged, main, decode_path, spec, answers, base)
+        if suite.task.kind == "class" and main.labels is not None:
+            logits = answers[spec.id, main.kind]["logits"]
+            other = None if base is None else base["logits"].argmax(axis=1)
+            names = suite.labels or tuple(str(number) for number in range(logits.shape[1]))
+            quality[spec.id] = with_labels(
+                quality[spec.id], logits.argmax(axis=1), other, main.labels, names=names, against=work.baseline
+            )
     return alive, quality, failures
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.errors import UserError
+from compressor.schema.certificate import Certificate
 from compressor.schema.notebook import report_html, report_rows
 
 if TYPE_CHECKING:
@@ -52,6 +53,18 @@ class Paired(_Record):
     p_value: float | None
 
 
+class LabelQuality(_Record):
+    """The share of one label's rows that got it."""
+
+    label: str
+    n: int
+    """Rows of the label."""
+    recall: float | None
+    """None where there is no such row."""
+    ci95: Interval | None
+    paired: Paired | None
+
+
 class Quality(_Record):
     """One metric on one data set."""
 
@@ -65,6 +78,8 @@ class Quality(_Record):
     paired: Paired | None
     settings: dict[str, Any] = Field(default_factory=dict)
     """What the number depends on: context, stride, decode path, ..."""
+    labels: tuple[LabelQuality, ...] = ()
+    """Of a classifier's first metric: the recall of each label."""
 
 
 class EnergyFigure(_Record):
@@ -232,6 +247,8 @@ class Report(_Record):
     """With cooling and distribution, where the pipeline names a PUE or a cooling plant."""
     carbon: tuple[AssumedFigure, ...] = ()
     """Location-based, and market-based where the pipeline names that factor too."""
+    certificates: tuple[Certificate, ...] = ()
+    """One for each candidate but scratch exports: whether it keeps what the baseline can do."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
 

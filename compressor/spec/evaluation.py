@@ -71,6 +71,8 @@ class Evaluate(Part):
     """Measure torch stages in ONNX Runtime as well, through a scratch export."""
     select: Slug | None = None
     """Name the winner instead of letting the goals choose."""
+    max_label_drop_points: float | None = Field(default=None, ge=0)
+    """Points of recall that each label may lose against the baseline for a candidate to be certified."""
 
     @model_validator(mode="after")
     def _covers_all(self) -> Evaluate:
