@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.errors import StageError
@@ -51,9 +50,12 @@ def model_shape(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Of all parameters in fp32."""
-    return 4 * sum(parameter.numel() for parameter in model.parameters())
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of fp32 weights that a call reads whole: not those of embeddings, unless the head is tied to them."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = head is not None and head.weight is table.weight
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return 4 * (total if is_tied else total - int(table.weight.numel()))
 
 
 def make_stack(model: PreTrainedModel, kind: str, size: int, n_layers: int) -> PreTrainedModel:

@@ -8,53 +8,33 @@ is Kwon et al.'s and ZipLM's in spirit (arXiv 2204.09656, 2302.04089), with a dy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.errors import DataError, UserError
-from compressor.methods.calibration import (
-    Batch,
-    Trace,
-    collect_moments,
-    mask_gradients,
-    output_paths,
-    real_tokens,
-    run_layer,
-    run_model,
-    trace_layers,
-)
-from compressor.methods.importance import Moments, keep_best
-from compressor.methods.knapsack import Front, pareto_front, total
-from compressor.methods.losses import logit_kl
-from compressor.methods.pruning import Recovery, refit
-from compressor.methods.recovery import Target, dense_target
+from compressor.errors import UserError
+from compressor.methods.calibration import Batch
+from compressor.methods.judging import Score
+from compressor.methods.knapsack import Front, Limits, pareto_front, solve_limited, total
+from compressor.methods.pruning import Recovery
 from compressor.methods.structure import ATTENTION, FFN, Structure
 from compressor.methods.surgery import adapter_for, head_dim_of, layers_of, read_structure
-from compressor.methods.surgery.slicing import Linear, linear_at, weight_of
-from compressor.methods.units import (
-    GRADIENT_BASED,
-    Importance,
-    kept_columns,
-    kept_layer,
-    n_units,
-    round_units,
-    score_units,
-    unit_columns,
-)
+from compressor.methods.trying import SEVEN_LEVELS, Precision, Trial
+from compressor.methods.units import Importance, kept_layer
 
-Score = Literal["kl", "cosine", "mse"]
-Cost: TypeAlias = Callable[[int, str, int], float]
-"""Cost of a sublayer: (layer, kind, query heads or FFN neurons kept) -> any one unit, joules per token first of all."""
+Integers = NDArray[np.int64]
 
-SEVEN_LEVELS = tuple(step / 6 for step in range(7))
+
+class Cost(Protocol):
+    """Cost of a sublayer in any one unit, joules per token first of all."""
+
+    def __call__(self, layer: int, kind: str, size: int, precision: Precision = "fp32", /) -> float:
+        """Of so many query heads or FFN neurons, 0 where the sublayer is gone."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +44,19 @@ class Option:
     Attributes:
         kept: units (key/value groups or neurons).
         size: what a cost table counts: query heads or FFN neurons.
-        loss: score of the model with only this sublayer replaced; 0 where all is kept.
+        loss: score of the model with only this sublayer replaced; 0 where all is kept in fp32.
+        precision: of its weights.
     """
 
     kept: tuple[int, ...]
     size: int
     loss: float
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
 class Group:
-    """All options of one sublayer, from nothing to everything."""
+    """All options of one sublayer, from nothing to everything, for each precision in turn."""
 
     layer: int
     kind: str
@@ -98,6 +80,8 @@ class Choice:
         n_heads, ffn_widths: query heads and FFN neurons per layer, as `prune_model` takes them.
         predicted_loss: sum of replace-one scores; ignores how removals interact.
         predicted_cost, dense_cost: in the cost's unit, fixed cost included.
+        options: number of the option of each group.
+        precisions: of each layer's sublayers, by kind.
     """
 
     structure: Structure
@@ -106,6 +90,8 @@ class Choice:
     predicted_loss: float
     predicted_cost: float
     dense_cost: float
+    options: tuple[int, ...]
+    precisions: tuple[Mapping[str, Precision], ...]
 
 
 def choose_structure(
@@ -161,6 +147,7 @@ def score_options(
     recovery: Recovery = "ridge",
     levels: Sequence[float] = SEVEN_LEVELS,
     ffn_granule: int = 64,
+    precisions: Sequence[Precision] = ("fp32",),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> OptionScores:
     """Rank units once per sublayer, refit every level, and score each alone in the dense model.
@@ -171,70 +158,72 @@ def score_options(
         score: "kl" of the logits, "cosine" of mean-pooled last hidden states (embedders), "mse" of the logits
             (regression).
         levels: kept fractions to try; FFN widths are rounded to the granule, heads to whole key/value groups.
+        precisions: each level is scored in each of them, so that (size, precision) is one option.
         on_progress: called with (options scored, options in all).
 
     Raises:
         DataError: no calibration data, or a score that the model's outputs do not allow.
         UnsupportedError: an architecture without an adapter.
     """
-    batches = list(batches)
-    judged = list(score_batches) if score_batches is not None else batches
-    adapter, source, layers = adapter_for(model), read_structure(model), layers_of(model)
-    moments = collect_moments(model, batches)
-    gradients = mask_gradients(model, batches) if importance in GRADIENT_BASED else [{} for _ in layers]
-    judge = _Judge(model, judged, score)
-    planned = [
-        (number, kind, _level_counts(source, number, kind, levels, ffn_granule))
-        for number in range(len(layers))
-        for kind in moments[number]
-    ]
-    n_options, n_scored = sum(len(counts) for *_, counts in planned), 0
+    trial = Trial(
+        model, batches, score_batches=score_batches, score=score, importance=importance, recovery=recovery,
+        levels=levels, ffn_granule=ffn_granule,
+    )  # fmt: skip
+    return score_trial(trial, precisions=precisions, on_progress=on_progress)
+
+
+def score_trial(
+    trial: Trial,
+    *,
+    precisions: Sequence[Precision] = ("fp32",),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> OptionScores:
+    """As `score_options`, over a trial that is kept for more: true losses of whole choices."""
+    n_options, n_scored = len(precisions) * sum(len(place.counts) for place in trial.places), 0
     groups = []
-    for number, kind, counts in planned:
-        layer, described = layers[number], source.layers[number]
-        projection = linear_at(layer, output_paths(adapter)[kind])
-        columns = unit_columns(layer, described, kind, adapter)
-        weight = weight_of(projection).detach().cpu()
-        bias = None if projection.bias is None else projection.bias.detach().cpu()
-        ranking = score_units(importance, weight, moments[number][kind], columns, gradients[number].get(kind))
-        target = dense_target(moments[number][kind], weight, bias)
-        options = []
-        for count in counts:
-            kept = keep_best(ranking, count)
-            loss = 0.0
-            if count < n_units(described, kind):
-                judge.move_to(number)
-                with _replaced(projection, moments[number][kind], target, columns, kept, recovery):
-                    loss = judge.loss()
-            size = kept_layer(described, {kind: kept})
-            options.append(Option(kept, size.n_heads if kind == ATTENTION else size.ffn_width, loss))
-            n_scored += 1
-            if on_progress is not None:
-                on_progress(n_scored, n_options)
-        groups.append(Group(number, kind, _smooth(options)))
-    return OptionScores(source, tuple(groups))
+    for place in trial.places:
+        options: list[Option] = []
+        for precision in precisions:
+            scored = []
+            for count in place.counts:
+                kept = place.best(count)
+                loss = trial.loss_of_one(place, kept, precision)
+                scored.append(Option(kept, place.size(kept), loss, precision))
+                n_scored += 1
+                if on_progress is not None:
+                    on_progress(n_scored, n_options)
+            options += _smooth(scored)
+        groups.append(Group(place.layer, place.kind, tuple(options)))
+    return OptionScores(trial.source, tuple(groups))
 
 
 def front_of(scores: OptionScores, cost: Cost) -> Front:
     """All choices worth making, for one cost table; costs without the fixed part."""
-    return pareto_front(_costs(scores, cost), [[option.loss for option in group.options] for group in scores.groups])
+    return pareto_front(costs_of(scores, cost), losses_of(scores))
 
 
-def choose(scores: OptionScores, cost: Cost, budget: float, fixed_cost: float = 0.0) -> Choice:
+def choose(
+    scores: OptionScores,
+    cost: Cost,
+    budget: float,
+    fixed_cost: float = 0.0,
+    limits: Sequence[tuple[Cost, float]] = (),
+) -> Choice:
     """The choice of least summed loss within an absolute budget.
 
     Args:
         cost: of a sublayer, in any unit.
         budget: in the same unit, for the entire model.
         fixed_cost: what no choice changes: embeddings, head, dispatch.
+        limits: further costs and the most that all sublayers together may have of each, their fixed part taken off.
 
     Raises:
         UserError: a budget that no choice reaches; the least reachable is named.
     """
     if budget <= 0:
         raise UserError(f"a budget must be positive, not {budget:g}")
-    front = front_of(scores, cost)
-    least = float(front.costs[0]) + fixed_cost
+    table = costs_of(scores, cost)
+    least = sum(min(group) for group in table) + fixed_cost
     if least > budget * (1 + 1e-12):
         full = dense_cost(scores.source, cost, fixed_cost)
         raise UserError(
@@ -242,24 +231,33 @@ def choose(scores: OptionScores, cost: Cost, budget: float, fixed_cost: float = 
             f"is {least:.6g} ({least / full:.3f} of dense)",
             hint="raise the budget; embeddings, head and per-call costs cannot be pruned away",
         )
-    choice = front.choices[front.within(budget - fixed_cost)]
+    further: Limits = [(costs_of(scores, other), most) for other, most in limits]
+    return choice_of(scores, solve_limited(table, losses_of(scores), budget - fixed_cost, further), cost, fixed_cost)
+
+
+def choice_of(scores: OptionScores, options: Sequence[int] | Integers, cost: Cost, fixed_cost: float = 0.0) -> Choice:
+    """A choice from the number of the option of each group."""
+    numbers = np.asarray(options, dtype=np.int64)
     kept: list[dict[str, tuple[int, ...]]] = [{} for _ in scores.source.layers]
-    for group, number in zip(scores.groups, choice, strict=True):
+    precisions: list[dict[str, Precision]] = [{} for _ in scores.source.layers]
+    for group, number in zip(scores.groups, numbers, strict=True):
         kept[group.layer][group.kind] = group.options[number].kept
+        precisions[group.layer][group.kind] = group.options[number].precision
     layers = tuple(kept_layer(layer, units) for layer, units in zip(scores.source.layers, kept, strict=True))
-    losses = [[option.loss for option in group.options] for group in scores.groups]
     return Choice(
         structure=Structure(scores.source.layers_kept, layers),
         n_heads=tuple(layer.n_heads for layer in layers),
         ffn_widths=tuple(layer.ffn_width for layer in layers),
-        predicted_loss=total(losses, choice),
-        predicted_cost=total(_costs(scores, cost), choice) + fixed_cost,
+        predicted_loss=total(losses_of(scores), numbers),
+        predicted_cost=total(costs_of(scores, cost), numbers) + fixed_cost,
         dense_cost=dense_cost(scores.source, cost, fixed_cost),
+        options=tuple(int(number) for number in numbers),
+        precisions=tuple(precisions),
     )
 
 
 def dense_cost(source: Structure, cost: Cost, fixed_cost: float = 0.0) -> float:
-    """What the source costs by this table."""
+    """What the source costs by this table, in fp32."""
     return fixed_cost + sum(
         cost(number, ATTENTION, layer.n_heads) + cost(number, FFN, layer.ffn_width)
         for number, layer in enumerate(source.layers)
@@ -276,7 +274,7 @@ def macs_cost(model: PreTrainedModel, n_tokens: int = 128) -> Cost:
     hidden = int(model.config.hidden_size)
     n_ffn_maps = sum(projection.n_blocks for projection in adapter.ffn_in) + 1
 
-    def cost(number: int, kind: str, size: int) -> float:
+    def cost(number: int, kind: str, size: int, precision: Precision = "fp32", /) -> float:
         if kind == FFN:
             return float(n_ffn_maps * hidden * size)
         if size == 0:
@@ -294,120 +292,20 @@ def parameter_cost(model: PreTrainedModel) -> Cost:
     return macs_cost(model, n_tokens=0)
 
 
-def _costs(scores: OptionScores, cost: Cost) -> list[list[float]]:
-    return [[cost(group.layer, group.kind, option.size) for option in group.options] for group in scores.groups]
+def costs_of(scores: OptionScores, cost: Cost) -> list[list[float]]:
+    """The cost of every option of every group."""
+    return [
+        [cost(group.layer, group.kind, option.size, option.precision) for option in group.options]
+        for group in scores.groups
+    ]
 
 
-def _level_counts(source: Structure, number: int, kind: str, levels: Sequence[float], ffn_granule: int) -> list[int]:
-    units = n_units(source.layers[number], kind)
-    granule = 1 if kind == ATTENTION else ffn_granule
-    return sorted({round_units(level, units, granule) for level in levels} | {units})
+def losses_of(scores: OptionScores) -> list[list[float]]:
+    """The replace-one loss of every option of every group."""
+    return [[option.loss for option in group.options] for group in scores.groups]
 
 
-def _smooth(options: list[Option]) -> tuple[Option, ...]:
+def _smooth(options: list[Option]) -> list[Option]:
     """Losses made non-increasing in size: keeping more never counts as worse (noise in small score sets)."""
     losses = isotonic_regression([option.loss for option in options], increasing=False).x
-    return tuple(Option(option.kept, option.size, float(loss)) for option, loss in zip(options, losses, strict=True))
-
-
-@contextmanager
-def _replaced(
-    projection: Linear, moments: Moments, target: Target, columns: Tensor, kept: Sequence[int], recovery: Recovery
-) -> Iterator[None]:
-    """The dense projection as if pruned and refitted: removed columns zero, the others and the bias refitted."""
-    bias: nn.Parameter | None = projection.bias
-    old_weight, old_bias = weight_of(projection).detach().clone(), None if bias is None else bias.detach().clone()
-    new_weight, new_bias = refit(projection, moments, target, columns, kept, recovery)
-    full = torch.zeros_like(old_weight, device="cpu")
-    full[:, kept_columns(columns, kept)] = new_weight
-    with torch.no_grad():
-        weight_of(projection).copy_(full)
-        if bias is not None and new_bias is not None:
-            bias.copy_(new_bias)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            weight_of(projection).copy_(old_weight)
-            if bias is not None and old_bias is not None:
-                bias.copy_(old_bias)
-
-
-class _Judge:
-    """Compares the model's outputs now with those it gave at first, running only from one layer on."""
-
-    def __init__(self, model: PreTrainedModel, batches: list[Batch], score: Score) -> None:
-        self.model, self.batches, self.score = model, batches, score
-        self.trace: Trace = trace_layers(model, batches)
-        self.reference = [self._outputs(batch) for batch in batches]
-        self.at, self.hidden = 0, self.trace.hidden
-
-    def move_to(self, number: int) -> None:
-        """Stand before a layer; the layers passed on the way must be dense at this moment."""
-        for passed in range(self.at, number):
-            layer = layers_of(self.model)[passed]
-            self.hidden = [
-                run_layer(layer, calls[passed], hidden)[0]
-                for calls, hidden in zip(self.trace.calls, self.hidden, strict=True)
-            ]
-        self.at = number
-
-    def loss(self) -> float:
-        """Mean distance to the first outputs over real positions."""
-        loss, n_positions = 0.0, 0
-        layers = layers_of(self.model)
-        for batch, hidden, reference in zip(self.batches, self.hidden, self.reference, strict=True):
-            with _started_at(layers, self.at, hidden):
-                found = self._outputs(batch)
-            for now, then in zip(found, reference, strict=True):
-                loss += float(_distance(now, then, self.score)) * len(then)
-                n_positions += len(then)
-        return loss / n_positions
-
-    def _outputs(self, batch: Batch) -> list[Tensor]:
-        """What is judged, one (positions, width) tensor per output."""
-        output, mask = run_model(self.model, batch), real_tokens(batch)
-        if self.score == "cosine":
-            hidden = getattr(output, "last_hidden_state", None)
-            if hidden is None:
-                raise DataError(
-                    "the cosine score needs a model without a task head",
-                    hint="score the logits with kl (or mse for a regression)",
-                )
-            weights = mask[..., None].to(hidden)
-            return [(hidden * weights).sum(dim=1) / weights.sum(dim=1)]
-        logits = [value for name, value in output.items() if name.endswith("logits")]
-        if not logits:
-            raise DataError(f"the {self.score} score needs logits, which this model lacks", hint="use score: cosine")
-        if self.score == "kl" and logits[0].shape[-1] == 1:
-            raise DataError("the kl score of a single logit is always 0", hint="use score: mse for a regression")
-        return [value[mask] if value.ndim == 3 else value for value in logits]
-
-
-def _distance(now: Tensor, then: Tensor, score: Score) -> Tensor:
-    if score == "kl":
-        return logit_kl(now, then)
-    if score == "cosine":
-        return (1.0 - F.cosine_similarity(now, then, dim=-1)).mean()
-    return F.mse_loss(now, then)
-
-
-@contextmanager
-def _started_at(layers: nn.ModuleList, number: int, hidden: Tensor) -> Iterator[None]:
-    """The layers before `number` hand on what they get, and layer `number` gets `hidden` instead."""
-
-    def hand_on(hidden_states: Tensor, *positional: Any, **named: Any) -> Tensor:
-        return hidden_states
-
-    def enter(module: nn.Module, positional: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (hidden, *positional[1:])
-
-    handle = layers[number].register_forward_pre_hook(enter)
-    for passed in layers[:number]:
-        passed.forward = hand_on
-    try:
-        yield
-    finally:
-        handle.remove()
-        for passed in layers[:number]:
-            del passed.forward
+    return [replace(option, loss=float(loss)) for option, loss in zip(options, losses, strict=True)]

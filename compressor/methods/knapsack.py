@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,8 @@ from compressor.errors import UserError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Limits: TypeAlias = Sequence[tuple[Sequence[ArrayLike], float]]
+"""(table, most that may be spent of it) pairs."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def solve_limited(
     costs: Sequence[ArrayLike],
     losses: Sequence[ArrayLike],
     budget: float,
-    limits: Sequence[tuple[Sequence[ArrayLike], float]],
+    limits: Limits,
     n_bisections: int = 40,
 ) -> Integers:
     """The best choice within a budget and further limits (latency, bytes), each by bisecting its multiplier.
@@ -139,7 +142,7 @@ def _bisect(
     costs: Sequence[ArrayLike],
     losses: Sequence[ArrayLike],
     budget: float,
-    limits: Sequence[tuple[Sequence[ArrayLike], float]],
+    limits: Limits,
     multipliers: Floats,
     number: int,
     n_bisections: int,
@@ -165,7 +168,7 @@ def _best_under(
     costs: Sequence[ArrayLike],
     losses: Sequence[ArrayLike],
     budget: float,
-    limits: Sequence[tuple[Sequence[ArrayLike], float]],
+    limits: Limits,
     multipliers: Floats,
     ignore_others: int | None = None,
 ) -> Integers | None:
