@@ -39,10 +39,21 @@ def candidate_of(
         scratch=spec.scratch,
         parameters=variant.parameters,
         size_bytes=variant.size_bytes,
-        facts=dict(variant.facts),
+        facts=_facts_of(spec),
         quality=quality,
         measurements=tuple(measurements),
     )
+
+
+def _facts_of(spec: CandidateSpec) -> dict[str, Any]:
+    """What was read back from the file, and how it is run where that was tuned."""
+    variant, record = spec.checkpoint.variant(spec.variant_id), spec.checkpoint.record
+    facts = dict(variant.facts)
+    if variant.settings:
+        facts["settings"] = dict(variant.settings)
+    if record.kind == "tune":
+        facts["tuning"] = {key: value for key, value in record.realised["tuning"].items() if key != "trials"}
+    return facts
 
 
 def headline_of(candidate: Candidate) -> dict[str, float]:

@@ -167,7 +167,7 @@ def measurement_of(
         session=session.id,
         profile=profile.name,
         batch=prepared.workload.batch,
-        threads=session.threads,
+        threads=run.threads or session.threads,
         rounds=len(rounds),
         tokens=prepared.output_tokens[-1] * prepared.requests if is_decode else prepared.tokens,
         requests=prepared.requests,

@@ -56,6 +56,8 @@ class Run:
     turns: dict[Phase, list[list[Turn]]] = field(default_factory=dict)
     is_steady: bool = True
     peak_memory_bytes: int | None = None
+    threads: int | None = None
+    """Of one inference, where the candidate brings its own; those of the session where None."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class _Block:
     ) -> None:
         self.prepared, self.here, self.crew = prepared, here, crew
         self.profile, self.rng, self.meters, self.emit, self.failures = profile, rng, meters, emit, failures
-        self.runs = {id_: Run() for id_ in here}
+        self.runs = {id_: Run(threads=worker.job.threads) for id_, worker in here.items()}
         self.loads: list[Load] = []
         self.plan = turn_plan(prepared, profile)
 

@@ -92,8 +92,8 @@ class Trial:
         axis: in which comparison, from 0.
         settings: how the variant was run.
         cpu_s_per_token: median over the rounds; real input tokens and generated ones count, padding does not.
-        j_per_token: likewise, where joules are what is made least; `energy` says of what kind they are.
-        energy: `measured` or `estimated`, or None.
+        j_per_token: likewise, by a meter, where joules are what is made least; None otherwise.
+        est_j_per_token: the same where no meter can measure them: a line in CPU and wall seconds.
         latency_s_p50: of one call.
         latency_s_p95: likewise.
         ratio: cost as a multiple of the setting in place, geometric mean over paired rounds; None for that one.
@@ -105,7 +105,7 @@ class Trial:
     settings: RuntimeSettings
     cpu_s_per_token: float
     j_per_token: float | None
-    energy: str | None
+    est_j_per_token: float | None
     latency_s_p50: float
     latency_s_p95: float
     ratio: float | None
@@ -125,11 +125,12 @@ class Timed:
     settings: RuntimeSettings
     cpu_s: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
-    energy: str | None = None
+    est_joules: list[float] = field(default_factory=list)
     latencies_s: list[float] = field(default_factory=list)
 
     def costs(self, cost: Cost) -> list[float]:
-        return self.cpu_s if cost == "cpu_s_per_token" else self.joules
+        """One figure a round; of the joules a session measured or estimated, never of both."""
+        return self.cpu_s if cost == "cpu_s_per_token" else self.joules or self.est_joules
 
     @property
     def latency_s_p95(self) -> float:
@@ -239,15 +240,17 @@ def _take_turn(
     n_done = answer["passes"] * n_tokens
     timed.cpu_s.append(answer["cpu_s"] / n_done)
     timed.latencies_s += answer["latencies_s"]
-    if plan.cost == "j_per_token":
-        if window is None:
-            joules = energy.estimate_with(calibration, cpu_s=answer["cpu_s"], wall_s=answer["wall_s"]).energy_j
-            timed.energy = "estimated"
-        elif isinstance(window.result, energy.MeasuredEnergy):
-            joules, timed.energy = window.result.energy_gross_j, "measured"
-        else:
-            raise EnergyError("a meter gave no joules for a window", hint="tune for cpu_s_per_token")
-        timed.joules.append(joules / n_done)
+    if plan.cost == "cpu_s_per_token":
+        return
+    if window is None:
+        estimate = energy.estimate_with(calibration, cpu_s=answer["cpu_s"], wall_s=answer["wall_s"])
+        if estimate.est_energy_gross_j is None:
+            raise EnergyError(f"no joules can be estimated here: {estimate.reason}", hint="tune for cpu_s_per_token")
+        timed.est_joules.append(estimate.est_energy_gross_j / n_done)
+    elif isinstance(window.result, energy.MeasuredEnergy):
+        timed.joules.append(window.result.energy_gross_j / n_done)
+    else:
+        raise EnergyError("a meter gave no joules for a window", hint="tune for cpu_s_per_token")
 
 
 def _write_batches(texts: Texts, settings: RuntimeSettings, workdir: Path) -> tuple[Path, int]:
@@ -284,7 +287,7 @@ def compare_settings(axis: int, candidates: Sequence[Timed], plan: Plan) -> list
                 settings=one.settings,
                 cpu_s_per_token=float(np.median(one.cpu_s)),
                 j_per_token=float(np.median(one.joules)) if one.joules else None,
-                energy=one.energy,
+                est_j_per_token=float(np.median(one.est_joules)) if one.est_joules else None,
                 latency_s_p50=float(np.median(one.latencies_s)),
                 latency_s_p95=one.latency_s_p95,
                 ratio=None if ratio is None else ratio.value,

@@ -20,8 +20,8 @@ WORTH_HAVING = 0.95
 
 
 def find_verdicts(report: Report) -> tuple[Verdict, ...]:
-    """Verdicts on every quantised or converted candidate that was measured beside its source."""
-    verdicts = []
+    """Verdicts on every quantised or converted candidate that was measured beside its source, and on tunings."""
+    verdicts = [_tuning(candidate) for candidate in report.candidates if "tuning" in candidate.facts]
     for candidate in report.candidates:
         rows = [row for row in candidate.measurements if row.cpu_s_per_token_ratio_to_source is not None]
         if not rows or candidate.scheme == "fp32":
@@ -32,6 +32,19 @@ def find_verdicts(report: Report) -> tuple[Verdict, ...]:
         if verdict is not None:
             verdicts.append(verdict)
     return tuple(verdicts)
+
+
+def _tuning(candidate: Candidate) -> Verdict:
+    """What a search for runtime settings found, by the paired comparison with the defaults that it ended with."""
+    found = candidate.facts["tuning"]
+    if not found["settings"]:
+        text = f"{candidate.id}: no runtime setting was shown to cost less than the defaults"
+        return Verdict(kind="defaults_are_best", candidate=candidate.id, text=text)
+    named = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+    bounds = found["ratio_to_default_ci95"]
+    band = f" (95 % interval {bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else ""
+    figure = f"on calibration text, {found['ratio_to_default']:.2f}x the {found['minimised']} of the defaults{band}"
+    return Verdict(kind="tuned", candidate=candidate.id, text=f"{candidate.id} runs with {named}", reasons=(figure,))
 
 
 def _judge(report: Report, candidate: Candidate, source: Candidate, rows: Sequence[Measurement]) -> Verdict | None:
@@ -45,9 +58,9 @@ def _judge(report: Report, candidate: Candidate, source: Candidate, rows: Sequen
         elsewhere = ", ".join(_place(row) for row in rows if row not in cheaper)
         text = f"{name} costs less than {source.id} on {there}; on {elsewhere} no saving is shown"
         return Verdict(kind="saves_in_places", candidate=candidate.id, text=text, reasons=_figures(rows))
-    if not cheaper and not broken and candidate.scheme == "fp16":
+    if not cheaper and not broken and candidate.scheme in ("fp16", "bf16"):
         text = (
-            f"fp16 buys disk, not energy here: {candidate.size_bytes / 1e6:.1f} MB instead of "
+            f"{candidate.scheme} buys disk, not energy here: {candidate.size_bytes / 1e6:.1f} MB instead of "
             f"{source.size_bytes / 1e6:.1f} MB, and no fewer CPU-seconds per token than {source.id}"
         )
         return Verdict(kind="saves_disk_only", candidate=candidate.id, text=text, reasons=_figures(rows))
@@ -56,7 +69,8 @@ def _judge(report: Report, candidate: Candidate, source: Candidate, rows: Sequen
         reasons = (*_figures(rows), *_resolutions(report, rows))
         return Verdict(kind="no_saving_shown", candidate=candidate.id, text=text, reasons=reasons)
     why = f"it breaks a goal that {source.id} keeps" if broken else f"it costs no less per token than {source.id}"
-    reasons = (*broken, *_figures(rows), *(() if cheaper else _technical_reasons(report, candidate)))
+    inexact = _wide_activations(candidate) if broken else ()
+    reasons = (*broken, *inexact, *_figures(rows), *(() if cheaper else _technical_reasons(report, candidate)))
     kind = "do_not_quantise"
     return Verdict(kind=kind, candidate=candidate.id, text=f"do not quantise here: {name}: {why}", reasons=reasons)
 
@@ -130,13 +144,32 @@ def _technical_reasons(report: Report, candidate: Candidate) -> tuple[str, ...]:
     operators = candidate.facts.get("quantised_operators")
     if candidate.scheme not in ("fp16", "bf16") and operators is not None and not operators:
         reasons.append("the graph has no quantised operators: weights are unpacked and computed in fp32")
-    if operators and any(name.startswith("QDQ") for name in operators):
-        counts = ", ".join(f"{count} {name}" for name, count in operators.items())
-        reasons.append(f"quantise and dequantise nodes are left unfused in the file ({counts})")
+    unfused = candidate.facts.get("unfused_products")
+    if unfused:
+        total = sum((operators or {}).values())
+        reasons.append(
+            f"{unfused} of {total} products have no fused kernel here: ONNX Runtime dequantises, multiplies in fp32 "
+            "and quantises again"
+        )
     flags = report.environment.get("cpu_flags", [])
     if candidate.scheme.startswith("w8a8") and not any(flag in flags for flag in VNNI):
         reasons.append("this processor has no VNNI: 8-bit products take several instructions")
-    asked, used = candidate.facts.get("provider_asked"), candidate.facts.get("providers")
-    if asked is not None and used is not None and asked not in used:
-        reasons.append(f"the provider {asked} was not used; it ran on {', '.join(used)}")
+    placed, asked = candidate.facts.get("nodes_by_provider", {}), candidate.facts.get("provider")
+    elsewhere = sum(count for provider, count in placed.items() if provider != asked)
+    if elsewhere:
+        reasons.append(
+            f"{asked} took {placed.get(asked, 0)} of {sum(placed.values())} nodes; the others fell back to "
+            + ", ".join(provider for provider in placed if provider != asked)
+        )
     return tuple(reasons)
+
+
+def _wide_activations(candidate: Candidate) -> tuple[str, ...]:
+    """Why 8-bit activations may have cost the quality, where calibration showed it."""
+    count = candidate.facts.get("wide_activations")
+    if not candidate.scheme.startswith("w8a8") or not count:
+        return ()
+    return (
+        f"activations of {count} products have a few numbers over 8 times the 99.9th percentile, which one scale for "
+        "all of them must reach: quantise weights only, smooth before export, or let `exclude: auto` leave these alone",
+    )

@@ -120,7 +120,7 @@ def _measure(
     last = {} if chosen == default else trials[-1].to_json()  # the best against the default
     return {
         "schema": SCHEMA,
-        "minimise": config.minimise,
+        "minimised": "est_j_per_token" if any(trial.est_j_per_token for trial in trials) else config.minimise,
         "latency_s_max": config.latency_s_max,
         "rounds": config.rounds,
         "window_s": config.window_s,

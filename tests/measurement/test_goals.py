@@ -208,11 +208,32 @@ def test_dearer_int8_is_not_advised_and_the_reasons_are_there() -> None:
     )
 
 
-def test_unfused_qdq_is_told() -> None:
-    int8 = quantised((1.3, (1.25, 1.35)), facts={"quantised_operators": {"QDQ MatMul": 12}})
-    assert any(
-        "left unfused in the file (12 QDQ MatMul)" in reason for reason in find_verdicts(report(GOOD, int8))[0].reasons
-    )
+WHY_DEARER = {
+    "no VNNI": ({}, "this processor has no VNNI: 8-bit products take several instructions"),
+    "unfused": (
+        {"quantised_operators": {"QDQ MatMul": 12}, "unfused_products": 5},
+        "5 of 12 products have no fused kernel here: ONNX Runtime dequantises, multiplies in fp32 and quantises again",
+    ),
+    "fallback": (
+        {"provider": "A", "nodes_by_provider": {"A": 3, "CPUExecutionProvider": 7}},
+        "A took 3 of 10 nodes; the others fell back to CPUExecutionProvider",
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", WHY_DEARER)
+def test_why_int8_is_dearer_follows_from_what_was_found(cause: str) -> None:
+    facts, text = WHY_DEARER[cause]
+    reasons = find_verdicts(report(GOOD, quantised((1.3, (1.25, 1.35)), facts=facts)))[0].reasons
+    assert text in reasons
+    others = [other for name, (_, other) in WHY_DEARER.items() if name not in (cause, "no VNNI")]
+    assert not set(others) & set(reasons)
+
+
+def test_a_file_whose_products_are_all_fused_gets_no_such_reason() -> None:
+    facts = {"quantised_operators": {"QDQ MatMul": 12}, "unfused_products": 0}
+    reasons = find_verdicts(report(GOOD, quantised((1.3, (1.25, 1.35)), facts=facts)))[0].reasons
+    assert not any("fused kernel" in reason for reason in reasons)
 
 
 def test_cheaper_int8_needs_no_verdict() -> None:
@@ -244,6 +265,10 @@ def test_int8_that_breaks_a_goal_its_source_keeps() -> None:
     assert verdict.kind == "do_not_quantise"
     assert verdict.text.endswith("it breaks a goal that onnx keeps")
     assert "accuracy of int8" in verdict.reasons[0]
+    assert not any("99.9th percentile" in reason for reason in verdict.reasons)
+    wide = int8.model_copy(update={"facts": {"wide_activations": 4}})
+    (verdict,) = find_verdicts(report(GOOD, wide, pipeline=pipeline))
+    assert verdict.reasons[1].startswith("activations of 4 products have a few numbers over 8 times the 99.9th")
 
 
 def test_cheaper_in_one_place_only() -> None:
@@ -254,3 +279,21 @@ def test_cheaper_in_one_place_only() -> None:
     (verdict,) = find_verdicts(report(GOOD, candidate("int8", scheme="w8", quality=GOOD.quality, measurements=rows)))
     assert verdict.kind == "saves_in_places"
     assert verdict.text == "int8 (w8) costs less than onnx on rows (decode); on rows (prefill) no saving is shown"
+
+
+def test_a_tuning_says_what_it_found() -> None:
+    """Nothing better than the defaults is a finding and no failure."""
+    tuning = {
+        "settings": {"threads": 1, "allow_spinning": False}, "ratio_to_default": 0.62,
+        "ratio_to_default_ci95": [0.55, 0.7], "minimised": "cpu_s_per_token",
+    }  # fmt: skip
+    none = {**tuning, "settings": {}, "ratio_to_default": None, "ratio_to_default_ci95": None}
+    found = [find_verdicts(report(GOOD, candidate("tuned", facts={"tuning": table})))[0] for table in (tuning, none)]
+    assert (found[0].kind, found[0].text) == ("tuned", "tuned runs with threads 1, allow_spinning False")
+    assert found[0].reasons == (
+        "on calibration text, 0.62x the cpu_s_per_token of the defaults (95 % interval 0.55 to 0.70)",
+    )
+    assert (found[1].kind, found[1].text) == (
+        "defaults_are_best",
+        "tuned: no runtime setting was shown to cost less than the defaults",
+    )
