@@ -68,13 +68,12 @@ class Distill(StageBase):
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
-            return values
-        losses = values.get("losses", {})
-        if isinstance(losses, DistillLosses):
-            losses = losses.model_dump()
-        if isinstance(losses, dict):
-            values = {**values, "losses": with_preset(values["preset"], losses)}
+        if isinstance(values, dict) and values.get("preset") in PRESETS:
+            losses = values.get("losses", {})
+            if isinstance(losses, DistillLosses):
+                losses = losses.model_dump()
+            if isinstance(losses, dict):
+                values = {**values, "losses": with_preset(values["preset"], losses)}
         return as_tuples(values)
 
     @model_validator(mode="after")
