@@ -52,7 +52,7 @@ ONE_MISTAKE = {
         "    stage: export\n",
         "",
         "job.yaml:19: stages.2: says no `stage`\n"
-        "  -> add `stage:` and one of: finetune, distill, prune, export, quantize",
+        "  -> add `stage:` and one of: finetune, distill, prune, trim-vocabulary, export, quantize, tune",
     ),
     "bad kind hides the stage's other keys": (
         "    stage: distill\n",
@@ -63,7 +63,7 @@ ONE_MISTAKE = {
         "    stage: export\n",
         "    stage: zip\n",
         "job.yaml:20: stages.2.stage: `stage: zip` is no stage\n"
-        "  -> stages are: finetune, distill, prune, export, quantize",
+        "  -> stages are: finetune, distill, prune, trim-vocabulary, export, quantize, tune",
     ),
     "text for a number": (
         "epochs: 2",
@@ -113,13 +113,15 @@ ONE_MISTAKE = {
     "word outside a choice": (
         "scheme: w8a8-dynamic",
         "scheme: w8a8-dinamic",
-        "job.yaml:23: stages.3.scheme: must be one of: fp16, w8a8-dynamic, w8a8-static, w8, w4; "
+        "job.yaml:23: stages.3.scheme: must be one of: fp16, bf16, w8a8-dynamic, w8a8-static, w8, w4; "
         "not the text 'w8a8-dinamic'\n  -> did you mean `w8a8-dynamic`?",
     ),
     "task that is none": (
         "task: sequence-classification",
         "task: translation",
-        "job.yaml:4: model.task: must be one of: sequence-classification, causal-lm; not the text 'translation'",
+        "job.yaml:4: model.task: must be one of: sequence-classification, multi-label-classification, regression, "
+        "token-classification, question-answering, masked-lm, causal-lm, sentence-embedding, reranking; "
+        "not the text 'translation'",
     ),
     "number out of range": (
         "min_retained: 0.97",
@@ -196,18 +198,19 @@ ONE_MISTAKE = {
     "distillation without a teacher loss": (
         "    layers: [1, 3]\n",
         "    losses: {labels: 1.0, logits: null}\n",
-        "job.yaml:16: stages.1.losses: a distillation needs a teacher loss: give `logits` or `hidden` a weight above 0",
+        "job.yaml:16: stages.1.losses: a distillation needs a teacher loss: give one of logits, output, embeddings, "
+        "hidden, attention, relations, pkd a weight above 0",
     ),
     "layer map of another depth": (
         "    layers: [1, 3]\n",
         "    layers: [1, 3]\n    losses: {hidden: {layer_map: [1]}}\n",
-        "job.yaml:13: stages.1: `losses.hidden.layer_map` has 1 layers and `layers` has 2: "
-        "name one teacher layer for each student layer",
+        "job.yaml:13: stages.1: `losses.hidden.layer_map` has 1 layers, and 2 of the student's 2 "
+        "`layers` are compared: name one teacher layer for each",
     ),
     "pruning of nothing": (
         "    stage: export\n",
         "    stage: prune\n    keep: {ffn: 1.0}\n  - id: graph\n    stage: export\n",
-        "job.yaml:20: stages.2.keep: layers, attention_sublayers, ffn_sublayers, hidden, heads, ffn are all 1.0, "
+        "job.yaml:21: stages.2.keep: layers, attention_sublayers, ffn_sublayers, hidden, heads, ffn are all 1.0, "
         "so nothing would be pruned",
     ),
     "pruning two ways": (
