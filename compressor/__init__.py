@@ -102,6 +102,9 @@ def __getattr__(name: str) -> Any:
         return import_module("compressor.energy")
     if name not in _HOME:
         raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+    if name == "run":
+        require_torch = import_module("compressor.runtime.runners").require_torch
+        require_torch("running a pipeline")
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

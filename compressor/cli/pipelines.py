@@ -48,8 +48,8 @@ def run(
     if dry_run:
         _show_dry_run(pipeline, overrides or [], out, as_json=as_json)
         return
+    from compressor import run as run_pipeline
     from compressor.cli.progress import watching
-    from compressor.pipeline.run import run as run_pipeline
 
     with watching(quiet=quiet) as on_event:
         result = run_pipeline(

@@ -75,3 +75,17 @@ def test_pipelines_and_energy_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_running_without_torch_names_the_command_that_installs_it() -> None:
+    program = (
+        "import sys, importlib.util as u; find = u.find_spec;"
+        "u.find_spec = lambda name, package=None: None if name == 'torch' else find(name, package);"
+        "from compressor.cli import main; sys.argv = ['compressor', 'run', 'pipelines/smoke.yaml']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=SOURCE.parent.parent)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "running a pipeline needs the package 'torch', which is not installed\n"
+        "  -> pip install 'joule-compressor[torch]'\n"
+    )
