@@ -119,6 +119,13 @@ def _word_piece(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int) -> list[Encoded]:
+    """Each text as ids with special tokens, cut to `max_tokens` and not padded."""
+    encoding = tokenizer(list(texts), truncation=True, max_length=max_tokens)
+    names = [name for name in encoding if name in _PADDING or name == "input_ids"]
+    return [{name: encoding[name][row] for name in names} for row in range(len(texts))]
+
+
 def encode_rows(tokenizer: PreTrainedTokenizerFast, dataset: Dataset, max_tokens: int) -> list[Encoded]:
     """Each row's `text` (and `text_pair`) as ids with special tokens, cut to `max_tokens` and not padded."""
     texts = list(dataset["text"])

@@ -147,12 +147,12 @@ def _load_plain(
         lacks.append(f"the precision of {graph} goes by its name alone")
     else:
         require_torch(f"a plain Hugging Face folder ({folder})")
-        from compressor.runtime.torch_models import load_module, read_config, task_of
+        from compressor.runtime.torch_models import load_module, read_config, task_of, with_head
 
         config = read_config(folder)
         task = task_of(config, folder)
         names = tuple(str(name) for _, name in sorted((config.id2label or {}).items())) if task.has_classes else None
-        module = load_module(folder, task=task)
+        module = with_head(load_module(folder, task=task), folder, task)
         runner = open_torch(
             module, task, threads=threads, provider=provider, settings=runner_settings(settings, "torch")
         )

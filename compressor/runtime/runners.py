@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from compressor.checkpoints.manifest import Variant
 from compressor.checkpoints.store import Checkpoint
+from compressor.energy.processor import instruction_set, read_cpu_flags
 from compressor.errors import MissingPackageError
 from compressor.runtime.settings import runner_settings
 from compressor.spec.tasks import TASKS, Task
@@ -39,7 +42,7 @@ class Runner(Protocol):
                 are left out.
 
         Returns:
-            The task's output by name: `logits`, (B, C) or (B, T, V).
+            The task's outputs by name: `logits`, (B, C) or (B, T, V), and those of other tasks.
         """
         ...
 
@@ -97,6 +100,7 @@ def open_runner(
     merged = {**variant.settings, **(settings or {})}
     threads = threads or merged.get("threads") or n_cores()
     merged = runner_settings(merged, variant.runtime)
+    _warn_of_another_processor(variant)
     if variant.runtime == "onnxruntime":
         from compressor.runtime.onnx_runner import open_onnx
 
@@ -108,9 +112,25 @@ def open_runner(
             settings=merged,
         )
     require_torch(f"the variant {variant_id!r}")
-    from compressor.runtime.torch_models import load_module
+    from compressor.runtime.torch_models import load_module, with_head
 
-    return open_torch(load_module(checkpoint), task, threads=threads, provider=provider, settings=merged)
+    return open_torch(
+        with_head(load_module(checkpoint), checkpoint.path, task),
+        task,
+        threads=threads,
+        provider=provider,
+        settings=merged,
+    )
+
+
+def _warn_of_another_processor(variant: Variant) -> None:
+    tuned, here = variant.facts.get("instruction_set"), instruction_set(read_cpu_flags())
+    if tuned is not None and tuned != here:
+        warnings.warn(
+            f"{variant.id!r} was tuned on a processor with {tuned}, and this one has {here}: its 8-bit products may "
+            "be less exact or slower here; quantise again on this machine, or check quality on it",
+            stacklevel=3,
+        )
 
 
 def open_torch(
@@ -124,8 +144,8 @@ def open_torch(
     """A runner over a live module.
 
     Args:
-        module: a transformers model.
-        task: says whether it generates.
+        module: a transformers model, with its head (`torch_models.with_head`).
+        task: says whether it generates, and what it gives.
         threads: threads of one inference; all cores where absent.
         provider: `CUDAExecutionProvider` for the GPU; torch runs on the CPU for any other.
         settings: of `settings.TORCH_SETTINGS`.
@@ -139,7 +159,13 @@ def open_torch(
     chosen = runner_settings(settings or {}, "torch")
     device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
     kind = TorchDecoderRunner if task.is_decoder else TorchRunner
-    return kind(module, threads=threads or n_cores(), device=device, compiled=bool(chosen.get("compile", False)))
+    return kind(
+        module,
+        threads=threads or n_cores(),
+        outputs=task.outputs,
+        device=device,
+        compiled=bool(chosen.get("compile", False)),
+    )
 
 
 def require_torch(needed_for: str) -> None:

@@ -17,13 +17,16 @@ import transformers
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from compressor.checkpoints.files import write_whole
 from compressor.checkpoints.manifest import MANIFEST_NAME
+from compressor.checkpoints.sentence import Dense, read_sentence_modules
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.errors import CheckpointError, UnsupportedError
+from compressor.methods.pooling import ACTIVATIONS, SentenceEncoder, SentenceHead
 from compressor.methods.structure import Structure
 from compressor.methods.surgery import rebuild, stock_fit
 from compressor.runtime.choose import task_of_architectures
@@ -80,6 +83,44 @@ def load_module(source: Checkpoint | Path, *, task: Task | None = None) -> PreTr
             hint="fine-tune the model for this task first, or fetch the folder again",
         )
     return module.eval()  # type: ignore[no-any-return]
+
+
+def with_head(module: PreTrainedModel, folder: Path, task: Task) -> nn.Module:
+    """The module with what makes its answer: an embedder's pooling and what follows; any other is whole as it is.
+
+    Raises:
+        CheckpointError: an embedder's folder that does not say how it pools, or a dense layer whose weights do not fit.
+        UnsupportedError: a module of it that cannot be served.
+    """
+    if task.kind != "embedding":
+        return module
+    modules = read_sentence_modules(folder)
+    if modules is None:
+        raise CheckpointError(
+            "does not say how token vectors become one vector (no modules.json)",
+            where=str(folder),
+            hint="name it in the pipeline: model.pooling: {mode: mean, normalise: true}",
+        )
+    dense = [(_linear(folder, layer), _activation(layer)) for layer in modules.dense]
+    return SentenceEncoder(module, SentenceHead(modules.pooling, dense, modules.normalise)).eval()
+
+
+def _linear(folder: Path, layer: Dense) -> nn.Linear:
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias)
+    path = folder / layer.folder / WEIGHTS
+    try:
+        linear.load_state_dict({key.removeprefix("linear."): value for key, value in load_file(path).items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"the dense layer cannot be read: {_first_line(error)}", where=str(path)) from error
+    return linear.float()
+
+
+def _activation(layer: Dense) -> nn.Module:
+    if layer.activation not in ACTIVATIONS:
+        raise UnsupportedError(
+            f"the activation {layer.activation} is none of: {', '.join(ACTIVATIONS)}", where=layer.folder
+        )
+    return ACTIVATIONS[layer.activation]()
 
 
 def save_module(module: PreTrainedModel, out_dir: Path, *, structure: Mapping[str, Any] | None = None) -> None:

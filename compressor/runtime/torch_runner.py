@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ class TorchRunner:
     """A live module in evaluation mode.
 
     Args:
-        module: a transformers model whose output has `logits`.
+        module: a transformers model.
+        outputs: names of what its output holds and is wanted.
         threads: threads inside an operator; a setting of the whole process.
         device: `cpu` or `cuda`.
         compiled: run it through `torch.compile`, for any batch and length; the first calls take long.
@@ -30,11 +31,20 @@ class TorchRunner:
         UnsupportedError: CUDA is asked for and torch sees none; at the first call, `torch.compile` cannot work here.
     """
 
-    def __init__(self, module: nn.Module, *, threads: int, device: str = "cpu", compiled: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        threads: int,
+        outputs: Sequence[str] = ("logits",),
+        device: str = "cpu",
+        compiled: bool = False,
+    ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UnsupportedError("torch sees no CUDA device here", where="target.device", hint="use device: cpu")
         torch.set_num_threads(threads)
         self.module = module.to(device).eval()
+        self.outputs = tuple(outputs)
         self.device = device
         self.takes = set(inspect.signature(module.forward).parameters)
         self._run: Callable[..., Any] = self.module
@@ -50,7 +60,8 @@ class TorchRunner:
             if "position_ids" in self.takes and "position_ids" not in given:
                 given["position_ids"] = self._tensor(position_ids(inputs["attention_mask"]))
             given["use_cache"] = False
-        return {"logits": self._call(**given).logits.float().cpu().numpy()}
+        found = self._call(**given)
+        return {name: getattr(found, name).float().cpu().numpy() for name in self.outputs}
 
     def _call(self, **inputs: Any) -> Any:
         with torch.inference_mode():

@@ -6,22 +6,25 @@ training row once; the cache is shared by all stages of a run that have the same
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.checkpoints.store import Checkpoint
 from compressor.errors import UserError
 from compressor.methods.structure import Structure
 from compressor.methods.surgery import drop_layers, layers_of
-from compressor.runtime.torch_models import load_module, quiet_transformers
+from compressor.runtime.torch_models import load_module, quiet_transformers, with_head
 from compressor.schema.events import Emit, Note
 from compressor.spec.stages import Distill
 from compressor.stages.context import DistillInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.fitting import Splits, fit, open_splits, realised, train_settings
+from compressor.stages.rows import fill_vectors
 from compressor.stages.sealing import Made, seal_module
 from compressor.stages.teaching import teaches_the_head, terms_of
 from compressor.training.inside import Inside
@@ -35,7 +38,7 @@ from compressor.training.objective import (
     remove_projections,
 )
 from compressor.training.teacher import Teacher, TopK, ask_teacher
-from compressor.training.train import n_steps
+from compressor.training.train import batches_of, n_drawn
 
 
 def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
@@ -51,16 +54,23 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
     _check_same_language(source, teacher)
     with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
-        splits = open_splits(source, ctx, config.training.rows)
+        splits = open_splits(source, ctx, config.training.rows, is_taught=True)
         student, structure = _student(config, source)
         taught = load_module(teacher)
         terms = terms_of(config.losses, student, taught, ctx.task)
+        pupil, master = (
+            with_head(module, place.path, ctx.task) for module, place in ((student, source), (taught, teacher))
+        )
+        if splits.validation is not None:
+            splits = replace(
+                splits, validation=fill_vectors(splits.validation, master, splits.pad_id, ctx.target.device)
+            )
         torch.manual_seed(ctx.seed)
         projections = make_projections(terms, student.config.hidden_size, taught.config.hidden_size)
-        add_projections(student, projections)
-        with Inside(student, places_of(terms, "student")) as inside:
+        add_projections(pupil, projections)
+        with Inside(pupil, places_of(terms, "student")) as inside:
             loss = distillation_loss(
-                _teacher(config, teacher, taught, splits, terms, ctx, emit),
+                _teacher(config, teacher, master, splits, terms, ctx, emit),
                 inside=inside,
                 terms=terms,
                 label_weight=config.losses.labels,
@@ -69,10 +79,10 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
             )
             keep = "best" if _sees_what_is_learned(config, emit) else "last"
             result = fit(
-                student, splits=splits, loss=loss, training=config.training, stage=config.id, ctx=ctx, emit=emit,
+                pupil, splits=splits, loss=loss, training=config.training, stage=config.id, ctx=ctx, emit=emit,
                 keep=keep,
             )  # fmt: skip
-        remove_projections(student)
+        remove_projections(pupil)
     return seal_module(
         student,
         out_dir,
@@ -128,7 +138,7 @@ def _sees_what_is_learned(config: Distill, emit: Emit) -> bool:
 def _teacher(
     config: Distill,
     teacher: Checkpoint,
-    module: PreTrainedModel,
+    module: nn.Module,
     splits: Splits,
     terms: tuple[Term, ...],
     ctx: StageContext,
@@ -136,18 +146,17 @@ def _teacher(
 ) -> Teacher:
     settings = train_settings(config.training, ctx)
     logits = config.losses.logits
-    n_rows_per_step = settings.batch_size * settings.gradient_accumulation
     return ask_teacher(
         module,
         splits.train,
         key={"teacher": teacher.digest, "train": ctx.data.digests["train"], "rows": len(splits.train),
-             "max_tokens": ctx.max_tokens},
+             "max_tokens": ctx.max_tokens, "masks": ctx.seed if ctx.task.kind == "masked_token" else None},
         folder=(ctx.cache_dir or ctx.workdir) / f"teacher-{teacher.record.stage}",
         kind=ctx.task.kind,
         places=places_of(terms, "teacher"),
         top_k=TopK(logits.top_k, logits.temperature) if logits is not None else TopK(None, 1.0),
         limit_bytes=int(config.cache_limit_gb * 1e9),
-        n_drawn=n_steps(len(splits.train), settings) * n_rows_per_step,
+        n_drawn=n_drawn(batches_of(splits.train, settings), settings),
         pad_id=splits.pad_id,
         stage=config.id,
         emit=emit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.checkpoints.store import Checkpoint
-from compressor.runtime.torch_models import load_module, quiet_transformers
+from compressor.runtime.torch_models import load_module, quiet_transformers, with_head
 from compressor.spec.stages import Finetune
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
@@ -26,7 +26,7 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
         splits = open_splits(source, ctx, config.training.rows)
         module = load_module(source)
         result = fit(
-            module,
+            with_head(module, source.path, ctx.task),
             splits=splits,
             loss=label_loss(ctx.task.kind),
             training=config.training,

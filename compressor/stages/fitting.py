@@ -30,21 +30,29 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows as the student's tokenizer sees them."""
+    """Rows as the student's tokenizer sees them, and the metric that they are validated by."""
 
     train: list[Row]
     validation: list[Row] | None
     pad_id: int
+    metric: Metric
 
 
-def open_splits(source: Checkpoint, ctx: StageContext, n_rows: int | None) -> Splits:
+def open_splits(source: Checkpoint, ctx: StageContext, n_rows: int | None, *, is_taught: bool = False) -> Splits:
     """Both splits.
+
+    Args:
+        is_taught: a teacher says what to learn; see `rows.train_rows`.
 
     Raises:
         DataError: no training split, or a label that the head does not have.
     """
-    pad_id = pad_id_of(load_tokenizer(source.path))
-    return Splits(train_rows(source, ctx, n_rows), validation_rows(source, ctx), pad_id)
+    return Splits(
+        train=train_rows(source, ctx, n_rows, is_taught=is_taught),
+        validation=validation_rows(source, ctx, is_taught=is_taught),
+        pad_id=pad_id_of(load_tokenizer(source.path)),
+        metric=metric_of(ctx.task, source.content.labels),
+    )
 
 
 def train_settings(training: Training, ctx: StageContext) -> TrainSettings:
@@ -77,7 +85,7 @@ def choose_precision(
 
 
 def fit(
-    module: PreTrainedModel,
+    module: nn.Module,
     *,
     splits: Splits,
     loss: Loss,
@@ -94,7 +102,7 @@ def fit(
         validation_rows=splits.validation,
         loss=loss,
         validation_loss=label_loss(ctx.task.kind),
-        metric=metric_of(ctx.task),
+        metric=splits.metric,
         settings=replace(train_settings(training, ctx), keep=keep),
         pad_id=splits.pad_id,
         stage=stage,
@@ -103,7 +111,7 @@ def fit(
     )
     nn.Module.to(module, "cpu")
     if keep == "best":
-        _tell_if_worse(result, metric_of(ctx.task), stage, emit)
+        _tell_if_worse(result, splits.metric, stage, emit)
     return result
 
 

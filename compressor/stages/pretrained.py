@@ -37,16 +37,27 @@ def load_pretrained(
     """
     config = read_config(folder)
     module, missing = _load(folder, config, task, seed)
-    if not task.has_classes:
-        if missing:
-            raise _incomplete(folder, missing)
-        return module, ()
+    if task.is_decoder and missing:
+        raise _incomplete(folder, missing)
     has_head = not any(_is_head(name, module) for name in missing)
-    if has_head:
-        _set_classes(module.config, _agreed(labels, module.config, where=str(folder)))
-        return module, missing
-    _set_classes(config, _needed(labels, where=str(folder)))
-    return _load(folder, config, task, seed)
+    if task.has_classes and has_head:
+        _set_classes(module.config, _agreed(labels, module.config, where=str(folder)), task)
+    elif task.has_classes:
+        _set_classes(config, _needed(labels, where=str(folder)), task)
+        return _load(folder, config, task, seed)
+    elif task.kind == "number" and has_head:
+        if module.config.num_labels != 1:
+            raise UserError(
+                f"the head of this model tells {module.config.num_labels} classes apart, and {task.name} wants one "
+                "number",
+                where=str(folder),
+                hint="start from a model without a head, or change model.task",
+            )
+        _set_number(module.config)
+    elif task.kind == "number":
+        _set_number(config)
+        return _load(folder, config, task, seed)
+    return module, missing
 
 
 def draw_module(
@@ -68,7 +79,9 @@ def draw_module(
         )
     config = AutoConfig.for_model(model_type, **values)
     if task.has_classes:
-        _set_classes(config, _needed(labels, where="model.config"))
+        _set_classes(config, _needed(labels, where="model.config"), task)
+    elif task.kind == "number":
+        _set_number(config)
     auto = _auto_class(config, task, where="model.config")
     torch.manual_seed(seed)
     module: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
@@ -107,7 +120,7 @@ def _load(folder: Path, config: PreTrainedConfig, task: Task, seed: int) -> tupl
             hint="a safetensors file here is cut short or damaged; fetch the folder again",
         ) from error
     missing = tuple(sorted(report["missing_keys"]))
-    body = [name for name in missing if not _is_head(name, module) and ".pooler." not in name]
+    body = [name for name in missing if not _is_head(name, module) and "pooler." not in name]
     if body:
         raise _incomplete(folder, body)
     return module, missing
@@ -131,7 +144,7 @@ def _auto_class(config: PreTrainedConfig, task: Task, *, where: str) -> Any:
 
 
 def _is_head(name: str, module: PreTrainedModel) -> bool:
-    return not name.startswith(f"{module.base_model_prefix}.")
+    return module.base_model is not module and not name.startswith(f"{module.base_model_prefix}.")
 
 
 def _incomplete(folder: Path, missing: Sequence[str]) -> CheckpointError:
@@ -142,9 +155,17 @@ def _incomplete(folder: Path, missing: Sequence[str]) -> CheckpointError:
     )
 
 
-def _set_classes(config: PreTrainedConfig, labels: tuple[str, ...]) -> None:
+def _set_classes(config: PreTrainedConfig, labels: tuple[str, ...], task: Task) -> None:
+    if task.kind == "classes":
+        config.problem_type = "multi_label_classification"
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
+
+
+def _set_number(config: PreTrainedConfig) -> None:
+    """One output, read as it is."""
+    config.num_labels = 1
+    config.problem_type = "regression"
 
 
 def _needed(labels: tuple[str, ...] | None, *, where: str) -> tuple[str, ...]:

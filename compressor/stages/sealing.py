@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from compressor.checkpoints.files import carry_files
 from compressor.checkpoints.manifest import Record, Variant
+from compressor.checkpoints.sentence import read_sentence_modules, set_pooling_width
 from compressor.checkpoints.store import Checkpoint, seal
 from compressor.energy import identify_cpu
 from compressor.methods.surgery import n_parameters
@@ -71,6 +72,9 @@ def seal_module(
     save_module(module, out_dir, structure=structure)
     if carry_from is not None:
         carry_files(carry_from, out_dir, exclude_prefixes=(*NOT_CARRIED, *replaced))
+    modules = read_sentence_modules(out_dir)
+    if modules is not None:
+        set_pooling_width(out_dir, modules, module.config.hidden_size)
     variant = Variant(
         id=TORCH_VARIANT,
         path=WEIGHTS,

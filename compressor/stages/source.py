@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from compressor.checkpoints.files import content_files, digest_json, link_or_copy, sha256_file
 from compressor.checkpoints.hub import resolve
 from compressor.checkpoints.manifest import MANIFEST_NAME
+from compressor.checkpoints.sentence import MODULES, read_sentence_modules, sentence_files, write_sentence_modules
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.checkpoints.vocabulary import KEPT_TOKENS
 from compressor.data.tokenize import load_tokenizer, train_tokenizer
@@ -23,6 +24,7 @@ from compressor.methods.surgery import n_parameters
 from compressor.runtime.torch_models import load_module
 from compressor.schema.events import Note
 from compressor.spec.sources import ModelSource
+from compressor.spec.tasks import TASKS, Task
 from compressor.stages.context import StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.pretrained import classes_of, draw_module, load_pretrained
@@ -57,7 +59,10 @@ def source_identity(model: ModelSource) -> str:
             identity["tokenizer"] = _file_digests(Path(model.tokenizer.path).expanduser())
         return digest_json(identity)
     folder, _ = _folder(model)
-    return digest_json(_file_digests(folder))
+    found = _file_digests(folder) | {
+        name: sha256_file(folder / name) for name in _sentence_files(folder, TASKS[model.task])
+    }
+    return digest_json(found)
 
 
 def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpoint:
@@ -74,6 +79,8 @@ def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpo
     with measure_cost(ctx.workdir, ctx.calibration) as meter:
         loaded = _from_config(model, out_dir, ctx) if model.config is not None else _from_folder(model, out_dir, ctx)
         _check_length(loaded.module.config, ctx.max_tokens)
+        if ctx.task.kind == "embedding":
+            _settle_pooling(model, out_dir, loaded.module.config.hidden_size)
     if loaded.new_weights:
         names = ", ".join(loaded.new_weights[:4]) + (", ..." if len(loaded.new_weights) > 4 else "")
         ctx.emit(Note(SOURCE_ID, f"new weights drawn from seed {ctx.seed}: {names}"))
@@ -112,7 +119,7 @@ def _from_folder(model: ModelSource, out_dir: Path, ctx: StageContext) -> _Loade
         module = load_module(folder)
     else:
         module, new_weights = load_pretrained(folder, task=ctx.task, labels=model.labels, seed=ctx.seed)
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, *_sentence_files(folder, ctx.task)):
         if (folder / name).is_file():
             link_or_copy(folder / name, out_dir / name)
     if not (out_dir / "tokenizer.json").is_file():
@@ -138,6 +145,33 @@ def _from_config(model: ModelSource, out_dir: Path, ctx: StageContext) -> _Loade
     return _Loaded(module, ("all",), None, {})
 
 
+def _sentence_files(folder: Path, task: Task) -> list[str]:
+    """What makes an embedder's folder one of sentence-transformers."""
+    if task.kind != "embedding" or not (folder / MODULES).is_file():
+        return []
+    read_sentence_modules(folder)  # says what cannot be served before any work
+    return sentence_files(folder)
+
+
+def _settle_pooling(model: ModelSource, out_dir: Path, width: int) -> None:
+    """The folder says how it pools, or the pipeline does; never both."""
+    if (out_dir / MODULES).is_file():
+        if model.pooling is not None:
+            raise UserError(
+                "the folder says in modules.json how it pools, and the pipeline says it too",
+                where="model.pooling",
+                hint="remove model.pooling",
+            )
+        return
+    if model.pooling is None:
+        raise UserError(
+            "nothing says how token vectors become one vector: the model has no modules.json",
+            where="model.pooling",
+            hint="say it, such as model.pooling: {mode: mean, normalise: true}",
+        )
+    write_sentence_modules(out_dir, mode=model.pooling.mode, normalise=model.pooling.normalise, width=width)
+
+
 def _make_tokenizer(model: ModelSource, ctx: StageContext) -> PreTrainedTokenizerFast:
     assert model.tokenizer is not None
     if model.tokenizer.path is not None:
@@ -149,7 +183,9 @@ def _make_tokenizer(model: ModelSource, ctx: StageContext) -> PreTrainedTokenize
             where="data.train",
             hint="add `data.train`",
         )
-    return train_tokenizer(ctx.data.train["text"], model.tokenizer.vocab_size, decoder=ctx.task.is_decoder)
+    names = [name for name in ("text", "text_pair") if name in ctx.data.train.column_names]
+    texts = [text for name in names for text in ctx.data.train[name]]
+    return train_tokenizer(texts, model.tokenizer.vocab_size, decoder=ctx.task.is_decoder)
 
 
 def _folder(model: ModelSource) -> tuple[Path, str | None]:
