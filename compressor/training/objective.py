@@ -340,5 +340,6 @@ def remove_projections(student: nn.Module) -> None:
 
 
 def _forward(model: nn.Module, batch: Batch, *, hidden: bool) -> Any:
-    extra = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
+    config = getattr(model, "module", model).config  # of the module inside, where processes share a model
+    extra = {"use_cache": False} if getattr(config, "use_cache", False) else {}
     return model(**model_inputs(batch), output_hidden_states=hidden, **extra)

@@ -111,6 +111,11 @@ def on_device(batch: Mapping[str, Tensor], device: torch.device | str) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+def longest_first(rows: Sequence[Row]) -> list[Row]:
+    """The same rows, those of like length side by side."""
+    return sorted(rows, key=lambda row: -len(row["input_ids"]))
+
+
 def batches_by_length(rows: Sequence[Row], batch_size: int, *, pad_id: int) -> Iterator[Batch]:
     """All rows once, longest first (memory runs out at once or never), in batches with next to no padding."""
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]["input_ids"]), number))

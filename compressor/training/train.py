@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from compressor.errors import StageError
 from compressor.schema.events import Emit, Note
+from compressor.training.batching import Batches
 from compressor.training.evaluate import evaluate
 from compressor.training.metrics import Metric
-from compressor.training.rows import Row, collate
-from compressor.training.trainer import Loss, LossTrainer, RowDataset, Telling
+from compressor.training.processes import first_one_first, n_processes, process_number
+from compressor.training.rows import Row, collate, longest_first, on_device
+from compressor.training.trainer import Loss, LossTrainer, RowDataset, Saving, Telling
 
 _CLOCKS = ("_runtime", "_per_second", "_preparation_time", "total_flos")
 N_LOG_POINTS = 100
@@ -45,6 +48,10 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     gradient_accumulation: int = 1
     evaluate_every_steps: int | None = None
+    save_every_steps: int | None = None
+    tokens_per_batch: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     keep: Literal["best", "last"] = "best"
@@ -90,39 +97,51 @@ def train(
     stage: str,
     emit: Emit,
     workdir: Path,
+    n_variants: int = 1,
 ) -> TrainResult:
     """Train a module in place and leave it in its best validated state (its last without a validation split).
 
     Batches group rows of like length and are padded to their longest row. State is written to `workdir` at each
-    validation; called again with the same arguments after a crash, training goes on from there and ends in the very
-    same weights.
+    validation, at the end of each epoch and every `save_every_steps`; called again with the same arguments after a
+    crash, training goes on from there and ends in the very same weights. Where a launcher started several processes
+    (`processes.join_processes`), each calls this with the same arguments and ends in the same weights.
+
+    Args:
+        train_rows: all variants of each row one after the other, `n_variants` times as many as there are rows.
 
     Raises:
+        DataError: a row longer than `tokens_per_batch`.
         StageError: the loss or the weights stopped being finite.
     """
-    arguments = _arguments(settings, len(train_rows), workdir, metric, is_validated=validation_rows is not None)
+    batches = batches_of(train_rows, settings, n_variants)
+    arguments = _arguments(settings, batches, workdir, metric, is_validated=validation_rows is not None)
     telling = Telling(emit, stage, metric.name)
     trainer = LossTrainer(
         model=model,
         args=arguments,
         train_dataset=RowDataset(train_rows),
-        eval_dataset=RowDataset(validation_rows) if validation_rows is not None else None,
+        eval_dataset=RowDataset(longest_first(validation_rows)) if validation_rows is not None else None,
         data_collator=functools.partial(collate, pad_id=pad_id),
         compute_metrics=functools.partial(_compute, metric),
         preprocess_logits_for_metrics=metric.per_row,
-        callbacks=[telling],
+        callbacks=[telling, Saving(settings.save_every_steps)],
         loss=loss,
         validation_loss=validation_loss,
+        batches=batches,
     )
     telling.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
 
-    before = evaluate(model, validation_rows, metric=metric, pad_id=pad_id) if validation_rows is not None else None
-    checkpoint, resumed_at = _last_complete(Path(str(arguments.output_dir)))
+    before = None
+    with first_one_first() as is_first:
+        if is_first and validation_rows is not None:
+            before = evaluate(model, validation_rows, metric=metric, pad_id=pad_id)
+        checkpoint, resumed_at = _last_complete(Path(str(arguments.output_dir)))
     if checkpoint is not None:
         emit(Note(stage, f"resumed after step {resumed_at}"))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    with _only_touched(model, loss, train_rows, pad_id):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     _require_finite(model, settings.learning_rate)
     model.eval()
     state = trainer.state
@@ -146,17 +165,42 @@ def _validated(state: TrainerState, metric: Metric, keep: Literal["best", "last"
     return float(seen[-1]) if seen else None
 
 
-def n_steps(n_rows: int, settings: TrainSettings) -> int:
+def batches_of(rows: Sequence[Row], settings: TrainSettings, n_variants: int = 1) -> Batches:
+    """The batches of this process.
+
+    Raises:
+        DataError: a row longer than `tokens_per_batch`.
+    """
+    return Batches(
+        [len(row["input_ids"]) for row in rows],
+        batch_rows=settings.batch_size,
+        tokens_per_batch=settings.tokens_per_batch,
+        group_batches=settings.gradient_accumulation,
+        n_variants=n_variants,
+        seed=settings.seed,
+        process=process_number(),
+        n_processes=n_processes(),
+    )
+
+
+def n_steps(batches: Batches, settings: TrainSettings) -> int:
     """Optimiser steps of a training, as Trainer counts them."""
-    per_epoch = math.ceil(math.ceil(n_rows / settings.batch_size) / settings.gradient_accumulation)
+    per_epoch = math.ceil(len(batches) / settings.gradient_accumulation)
     wanted = math.ceil(settings.epochs * per_epoch)
     return wanted if settings.max_steps is None else min(wanted, settings.max_steps)
 
 
+def n_drawn(batches: Batches, settings: TrainSettings) -> int:
+    """About how many rows training draws, those that it draws again included; all rows in a whole epoch."""
+    per_epoch = math.ceil(len(batches) / settings.gradient_accumulation)
+    return round(batches.n_rows * n_steps(batches, settings) / per_epoch)
+
+
 def _arguments(
-    settings: TrainSettings, n_rows: int, workdir: Path, metric: Metric, *, is_validated: bool
+    settings: TrainSettings, batches: Batches, workdir: Path, metric: Metric, *, is_validated: bool
 ) -> TrainingArguments:
-    total = n_steps(n_rows, settings)
+    total = n_steps(batches, settings)
+    batch_rows = max(1, settings.batch_size // batches.n_processes)
     interval: dict[str, Any] = {"strategy": "epoch", "steps": 500}
     if settings.evaluate_every_steps is not None:
         interval = {"strategy": "steps", "steps": settings.evaluate_every_steps}
@@ -171,8 +215,8 @@ def _arguments(
         warmup_steps=n_warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=max(settings.batch_size, 32),
+        per_device_train_batch_size=batch_rows,
+        per_device_eval_batch_size=max(batch_rows, 32),
         gradient_accumulation_steps=settings.gradient_accumulation,
         eval_strategy=interval["strategy"] if is_validated else "no",
         eval_steps=interval["steps"],
@@ -188,6 +232,11 @@ def _arguments(
         seed=settings.seed,
         data_seed=settings.seed,
         bf16=settings.precision == "bf16",
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        torch_compile=settings.compile,
+        ddp_backend="gloo" if settings.device == "cpu" and batches.n_processes > 1 else None,
+        ddp_find_unused_parameters=False,
         use_cpu=settings.device == "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
@@ -197,6 +246,24 @@ def _arguments(
         log_level="error",
         report_to="none",
     )
+
+
+@contextmanager
+def _only_touched(model: nn.Module, loss: Loss, rows: Sequence[Row], pad_id: int) -> Iterator[None]:
+    """Let only those weights train that the loss depends on: several processes wait for each other's every gradient."""
+    if n_processes() == 1:
+        yield
+        return
+    batch = on_device(collate(rows[:2], pad_id=pad_id), next(model.parameters()).device)
+    model.eval()  # no dropout, so that no random number is drawn
+    loss(model, batch)[0].backward()  # type: ignore[no-untyped-call]
+    untouched = [weight for weight in model.parameters() if weight.requires_grad and weight.grad is None]
+    model.zero_grad()
+    for weight in untouched:
+        weight.requires_grad_(False)
+    yield
+    for weight in untouched:
+        weight.requires_grad_(True)
 
 
 def _compute(metric: Metric, prediction: EvalPrediction) -> dict[str, float]:

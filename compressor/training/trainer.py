@@ -1,24 +1,25 @@
-"""`transformers.Trainer` with our loss, and a sampler that a resumed run can trust.
+"""`transformers.Trainer` with our loss and our batches.
 
 Trainer brings the loop, accumulation, clipping, schedule, evaluation, checkpoints and resuming (Accelerate beneath it).
-Two methods are ours. `compute_loss` calls the loss it was given and refuses one that is not finite. The sampler draws
-each epoch's order from (seed, epoch) alone: Trainer's own draws it from the global random state, which a run resumed
-inside an epoch no longer has, so that it would see other batches than the run it continues.
+Two methods are ours. `compute_loss` calls the loss it was given and refuses one that is not finite;
+`get_train_dataloader` reads `batching.Batches`, which a resumed run and several processes can trust.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from compressor.errors import StageError
 from compressor.schema.events import Emit, Progress
+from compressor.training.batching import Batches, EpochLoader
 from compressor.training.rows import Batch, Row
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, Tensor], Tensor]]
@@ -38,39 +39,21 @@ class RowDataset(Dataset[Row]):
         return self.rows[number]
 
 
-class LengthGroupedOrder(Sampler[int]):
-    """Rows of like length side by side, in an order that depends on the seed and the epoch and on nothing else."""
-
-    def __init__(self, lengths: list[int], group_rows: int, seed: int) -> None:
-        self.lengths = lengths
-        self.group_rows = group_rows
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = get_length_grouped_indices(self.lengths, self.group_rows, generator=generator)  # type: ignore[no-untyped-call]
-        return iter(order)
-
-
 class LossTrainer(Trainer):
     """A Trainer for a loss that is a plain function.
 
     Args:
         loss: trains; called with the model in training mode.
         validation_loss: measures; called in evaluation mode, where there is no teacher.
+        batches: which rows make a batch.
     """
 
-    def __init__(self, *, loss: Loss, validation_loss: Loss, **arguments: Any) -> None:
+    def __init__(self, *, loss: Loss, validation_loss: Loss, batches: Batches, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.loss = loss
         self.validation_loss = validation_loss
+        self.batches = batches
+        self.n_tokens = 0
         self.loss_is_scaled_for_ga = False  # our losses are means over the batch
         self.model_accepts_loss_kwargs = False
         self.parts: list[Mapping[str, Tensor]] = []
@@ -92,6 +75,7 @@ class LossTrainer(Trainer):
             self._refuse(loss, inputs["index"], training=model.training)
         if model.training:
             self.parts.append({name: part.detach() for name, part in parts.items()})
+            self.n_tokens += int(inputs["attention_mask"].sum())
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _refuse(self, loss: Tensor, index: Tensor, *, training: bool) -> None:
@@ -104,17 +88,30 @@ class LossTrainer(Trainer):
         raise StageError(
             f"the loss became {loss.item()} {doing} (epoch {self.state.epoch or 0:.2f}, rows {rows})",
             hint=f"lower learning_rate (now {self.args.learning_rate:g}) or max_grad_norm "
-            f"(now {self.args.max_grad_norm:g}), or lengthen warmup_ratio",
+            f"(now {self.args.max_grad_norm:g}), or lengthen warmup_ratio{self._last_good_state()}",
         )
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        rows = self.train_dataset
-        assert isinstance(rows, RowDataset)
-        return LengthGroupedOrder(
-            [len(row["input_ids"]) for row in rows.rows],
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
-            self.args.seed,
-        )
+    def _last_good_state(self) -> str:
+        found = sorted(Path(str(self.args.output_dir)).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+        return f"; the state of step {found[-1].name.rpartition('-')[2]} is kept in {found[-1]}" if found else ""
+
+    def get_train_dataloader(self) -> DataLoader[Row]:
+        """Our batches; each process takes its own share of them, so Accelerate has nothing to share out."""
+        return EpochLoader(self.train_dataset, self.batches, self.data_collator)
+
+
+class Saving(TrainerCallback):
+    """Checkpoints beside those at each validation: every n steps, and at the end of each epoch."""
+
+    def __init__(self, every_steps: int | None) -> None:
+        self.every_steps = every_steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.every_steps is not None and state.global_step % self.every_steps == 0:
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_save = True
 
 
 class Telling(TrainerCallback):
@@ -127,11 +124,16 @@ class Telling(TrainerCallback):
         self.trainer: LossTrainer | None = None
         self.figures: dict[str, float] = {}
         self.n_validated = 0
+        self.begun_s = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.begun_s = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.trainer is not None
         latest = self.trainer.parts[-1] if self.trainer.parts else {}
         self.figures |= {name: part.item() for name, part in latest.items()}
+        self.figures["tokens_per_s"] = self.trainer.n_tokens / (time.monotonic() - self.begun_s)
         self.emit(Progress(self.stage, "train", state.global_step, state.max_steps, dict(self.figures)))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
