@@ -25,6 +25,7 @@ from torch.export import Dim
 from transformers import DynamicCache
 
 from compressor.errors import UnsupportedError
+from compressor.graphs.culprit import find_culprit
 from compressor.graphs.files import file_bytes, hushed, save_onnx
 
 OPSET = 20  # the newest that the runtimes of 2025 (ONNX Runtime 1.22) read
@@ -271,7 +272,10 @@ def _export(
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UnsupportedError(f"{what} cannot be exported: {_cause(error)}") from error
+        raise UnsupportedError(
+            f"{what} cannot be exported: {_cause(error)}{find_culprit(wrapper, args, dynamic_shapes, str(error))}",
+            hint="write this module in standard tensor operators, without branches on values",
+        ) from error
     assert program is not None
     program.model.ir_version = min(program.model.ir_version, MAX_IR_VERSION)
     ClearMetadataAndDocStringPass()(program.model)  # stack traces, with paths of the machine that exported

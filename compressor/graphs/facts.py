@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
+from numpy.typing import NDArray
 
 from compressor.graphs.files import file_bytes, load_onnx
 
@@ -94,6 +99,50 @@ def quantised_ops(graph: onnx.GraphProto) -> dict[str, int]:
         if node.op_type in ("MatMul", "Gemm") and set(node.input[:2]) <= dequantised:
             counts[f"QDQ {node.op_type}"] += 1
     return dict(sorted(counts.items()))
+
+
+def count_unfused(path: str | Path) -> int:
+    """Products that ONNX Runtime leaves in fp32 between quantise and dequantise nodes, on this machine.
+
+    Read from the graph that a session makes of the file: what is not fused there is dequantised, multiplied in fp32
+    and quantised again, and costs more than fp32 alone.
+    """
+    with tempfile.TemporaryDirectory(prefix="optimised-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    return sum(count for name, count in quantised_ops(optimised.graph).items() if name.startswith("QDQ "))
+
+
+def count_nodes_by_provider(path: str | Path, feed: Mapping[str, NDArray[np.generic]], provider: str) -> dict[str, int]:
+    """Which execution provider runs how many nodes, read from the profile of one run.
+
+    A provider hands back to the CPU whatever it has no kernel for, with a copy each way and without a word.
+    """
+    with tempfile.TemporaryDirectory(prefix="profile-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "run")
+        providers = list(dict.fromkeys((provider, "CPUExecutionProvider")))
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    nodes = {event["name"]: event["args"]["provider"] for event in events if event.get("args", {}).get("provider")}
+    return dict(sorted(Counter(nodes.values()).items()))
+
+
+def vocabulary_size(path: str | Path) -> int:
+    """Rows of the table that token ids are looked up in; 2 where none is stored."""
+    graph = load_onnx(path).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[1] == "input_ids" and node.input[0] in tensors:
+            return int(tensors[node.input[0]].dims[0])
+    return 2
 
 
 def dtype_name(data_type: int) -> str:

@@ -56,6 +56,16 @@ def drop_stale_shapes(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]
 
 
+def constant_products(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
+    """Node -> (input, weight) of every product with a stored matrix."""
+    stored = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    return {
+        node.name: (node.input[0], node.input[1])
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in stored
+    }
+
+
 def head_nodes(graph: onnx.GraphProto) -> list[str]:
     """Names of the products whose results reach the output ``logits`` without another product in between."""
     producers = {output: node for node in graph.node for output in node.output}

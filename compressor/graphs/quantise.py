@@ -8,7 +8,7 @@ function returns the facts of the file it wrote, read back from it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,16 @@ from compressor.graphs.embeddings import SMALLEST_TABLE, quantise_embeddings
 from compressor.graphs.facts import GraphFacts, inspect_onnx, quantised_ops
 from compressor.graphs.files import disk_errors_named, hushed, save_onnx
 from compressor.graphs.half import to_bfloat16, to_half
-from compressor.graphs.prepare import drop_stale_shapes, head_nodes, load_unquantised, prepare, remove_unused
+from compressor.graphs.nbits import ACCURACY_LEVEL, write_grids
+from compressor.graphs.prepare import (
+    constant_products,
+    drop_stale_shapes,
+    head_nodes,
+    load_unquantised,
+    prepare,
+    remove_unused,
+)
+from compressor.methods.rounding import BlockGrid
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -132,11 +141,25 @@ def quantise_weights(
     include_lm_head: bool = True,
     include_embeddings: bool = False,
     exclude: Collection[str] = (),
+    widen: Collection[str] = (),
+    grids: Mapping[str, BlockGrid] | None = None,
 ) -> GraphFacts:
     """w8 or w4: weights in blocks of ``block_size`` along the input (``MatMulNBits``), activations in fp32.
 
     ``accuracy_level=4`` lets the kernel quantise activations to INT8 block by block; without it the CPU kernel is
     several times slower.
+
+    Args:
+        path: an fp32 graph, fused or not.
+        out: the file to write.
+        bits: of a weight.
+        block_size: inputs that share a scale.
+        is_symmetric: without zero points.
+        include_lm_head: the product that yields ``logits``, also where it shares the embedding's matrix.
+        include_embeddings: store large embedding tables as INT8, one scale per row.
+        exclude: names of nodes to leave in fp32.
+        widen: names of nodes to give 8 bits where ``bits`` is 4.
+        grids: node -> weights that were rounded already (GPTQ and the like); the others go to the nearest.
 
     Raises:
         UnsupportedError: the graph is already quantised.
@@ -144,18 +167,24 @@ def quantise_weights(
         StageError: nothing was quantised, no table is large enough, or the disk is full.
     """
     model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
-    quantizer = MatMulNBitsQuantizer(
-        model,
-        bits=bits,
-        block_size=block_size,
-        is_symmetric=is_symmetric,
-        accuracy_level=4,
-        nodes_to_exclude=[*exclude, *([] if include_lm_head else head_nodes(model.graph))],
-        op_types_to_quantize=("MatMul",),
-    )
-    with hushed():
-        quantizer.process()
-    return _finish(quantizer.model.model, path, out, include_embeddings=include_embeddings, scheme=f"w{bits}")
+    kept = {*exclude, *([] if include_lm_head else head_nodes(model.graph))}
+    rounded = {name: grid for name, grid in (grids or {}).items() if name not in kept and name not in widen}
+    if rounded:
+        write_grids(model, rounded)
+    for width, left_out in ((8, kept | (set(constant_products(model.graph)) - set(widen))), (bits, kept)):
+        quantizer = MatMulNBitsQuantizer(
+            model,
+            bits=width,
+            block_size=block_size,
+            is_symmetric=is_symmetric,
+            accuracy_level=ACCURACY_LEVEL,
+            nodes_to_exclude=sorted(left_out),
+            op_types_to_quantize=("MatMul",),
+        )
+        with hushed():
+            quantizer.process()
+        model = quantizer.model.model
+    return _finish(model, path, out, include_embeddings=include_embeddings, scheme=f"w{bits}")
 
 
 def quantise_static(
@@ -196,8 +225,7 @@ def quantise_static(
     model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
     rows = _checked_feeds(model, feeds)
     kept = {*exclude, *([] if include_lm_head else head_nodes(model.graph))}
-    stored = {tensor.name for tensor in model.graph.initializer}
-    nodes = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in stored and n.name not in kept]
+    nodes = [name for name in constant_products(model.graph) if name not in kept]
     if not nodes:
         raise _quantised_nothing("w8a8-static", path)
     chosen = set(nodes)

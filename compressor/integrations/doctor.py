@@ -18,9 +18,10 @@ from typing import Literal
 import psutil
 
 from compressor.energy import choose_sources
+from compressor.energy.processor import read_cpu_flags
 from compressor.errors import EnergyError, ProvenanceError
 from compressor.integrations.shipped import pinned_versions
-from compressor.measurement.environment import FLAGS_THAT_MATTER, read_cpu_flags
+from compressor.measurement.environment import FLAGS_THAT_MATTER
 
 REQUIRED = (
     "datasets",

@@ -11,6 +11,7 @@ import psutil
 
 from compressor import energy
 from compressor.checkpoints.fingerprint import library_versions
+from compressor.energy.processor import read_cpu_flags
 from compressor.measurement.guard import cpu_quota, gpu_processes
 
 FLAGS_THAT_MATTER = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
@@ -40,15 +41,3 @@ def read_environment(root: Path = Path("/")) -> dict[str, Any]:
             for meter, probe in ((meter, meter.probe()) for meter in energy.all_meters(root))
         ],
     }
-
-
-def read_cpu_flags(root: Path = Path("/")) -> frozenset[str]:
-    """Flags of the first processor as the kernel lists them; empty where it lists none."""
-    path = root / "proc/cpuinfo"
-    if not path.exists():
-        return frozenset()
-    for line in path.read_text(errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()

@@ -46,6 +46,20 @@ _FOLDS = {
 }
 
 
+def check_smoothable(model_type: str) -> None:
+    """Whether scales fold into a family exactly.
+
+    Raises:
+        UnsupportedError: a post-norm or unknown architecture.
+    """
+    if model_type not in _FOLDS:
+        raise UnsupportedError(
+            f"SmoothQuant cannot be folded into a {model_type!r} model: its norms also feed the residual, or layer 0 "
+            "has none",
+            hint="supported types: " + ", ".join(sorted(_FOLDS)) + "; encoders do well with per-channel dynamic INT8",
+        )
+
+
 def smoothing_scales(activation_max: Tensor, weight_max: Tensor, alpha: float = 0.5) -> Tensor:
     """s_j = max|X_j|^a / max|W_j|^(1-a); 1 for channels that are always zero on either side.
 
@@ -96,12 +110,7 @@ def smooth(model: PreTrainedModel, channel_max: list[dict[str, Tensor]], alpha: 
         UnsupportedError: a post-norm or unknown architecture.
     """
     adapter, model_type = adapter_for(model), model.config.model_type
-    if model_type not in _FOLDS:
-        raise UnsupportedError(
-            f"SmoothQuant cannot be folded into a {model_type!r} model: its norms also feed the residual, or layer 0 "
-            "has none",
-            hint="supported types: " + ", ".join(sorted(_FOLDS)) + "; encoders do well with per-channel dynamic INT8",
-        )
+    check_smoothable(model_type)
     fold, structure = _FOLDS[model_type], read_structure(model)
     for layer, described, maxima in zip(layers_of(model), structure.layers, channel_max, strict=True):
         if ATTENTION not in described.skip:

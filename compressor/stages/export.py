@@ -8,20 +8,25 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from compressor.checkpoints.files import carry_files
 from compressor.checkpoints.manifest import Variant
 from compressor.checkpoints.store import Checkpoint
 from compressor.graphs.export import export_decoder, export_encoder
 from compressor.graphs.facts import inspect_onnx
 from compressor.graphs.fuse import FusionReport, fuse
+from compressor.methods.smoothquant import check_smoothable, collect_channel_max
+from compressor.methods.smoothquant import smooth as fold_scales
 from compressor.runtime.onnx_runner import open_onnx
 from compressor.runtime.runners import n_cores, open_torch
-from compressor.runtime.torch_models import load_module, quiet_transformers
+from compressor.runtime.torch_models import load_module, quiet_transformers, with_head
 from compressor.schema.events import Note, Progress
-from compressor.spec.stages import Export
+from compressor.spec.stages import Export, Smooth
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.parity import check_conversion
+from compressor.stages.rows import calibration_batches
 from compressor.stages.sealing import Made, seal_variant
 
 VARIANT = "onnx-fp32"
@@ -33,19 +38,24 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
     """Write `onnx/model.onnx` beside the source's files.
 
     Raises:
-        UnsupportedError: an operator or a cache that cannot be exported.
+        UnsupportedError: an operator or a cache that cannot be exported, or `smooth` on a model whose norms come last.
         ParityError: the graph does not say what the torch model says.
     """
     source, path = inputs.source, out_dir / GRAPH
+    if config.smooth is not None:
+        check_smoothable(source.content.model_type)
     with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
         emit(Progress(config.id, "export", 0, N_STEPS))
         carry_files(source.path, out_dir, exclude_prefixes=("onnx/",))
         module = load_module(source)
+        plain = module
+        if config.smooth is not None:
+            plain, module = module, _smoothed(load_module(source), config.smooth, source, ctx)
         if ctx.task.is_decoder:
             export_decoder(module, path)
         else:
-            export_encoder(module, path, output_names=ctx.task.outputs)
+            export_encoder(with_head(module, source.path, ctx.task), path, output_names=ctx.task.outputs)
         emit(Progress(config.id, "export", 1, N_STEPS))
         fusion = fuse(path, path) if config.fuse else None
         if fusion is not None and not fusion.counts:
@@ -53,7 +63,7 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
         emit(Progress(config.id, "export", 2, N_STEPS))
         threads = ctx.target.threads or n_cores()
         parity = check_conversion(
-            open_torch(module, ctx.task, threads=threads),
+            open_torch(with_head(plain, source.path, ctx.task), ctx.task, threads=threads),
             open_onnx(path, is_decoder=ctx.task.is_decoder, threads=threads, provider=ctx.target.provider, settings={}),
             source,
             ctx,
@@ -74,6 +84,7 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
             "ir_version": facts.ir_version,
             "dtype_bytes": facts.dtype_bytes,
             "fusion": None if fusion is None else _fusion_facts(fusion),
+            "smoothed": None if config.smooth is None else config.smooth.alpha,
         },
     )
     return seal_variant(
@@ -96,6 +107,11 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
         ctx=ctx,
         cost=meter.cost,
     )
+
+
+def _smoothed(module: PreTrainedModel, smooth: Smooth, source: Checkpoint, ctx: StageContext) -> PreTrainedModel:
+    """The same model with its outlier channels folded into weights; parity is held against the model as it was."""
+    return fold_scales(module, collect_channel_max(module, calibration_batches(source, ctx)), smooth.alpha)
 
 
 def _fusion_facts(fusion: FusionReport) -> dict[str, object]:

@@ -17,6 +17,7 @@ from compressor.data.tokenize import draw_windows, encode_rows, load_tokenizer, 
 from compressor.errors import DataError, ParityError
 from compressor.graphs.parity import ParityReport, check_parity, compare_logits
 from compressor.runtime.runners import Array, DecoderRunner, Runner
+from compressor.spec.tasks import Task
 from compressor.stages.context import StageContext
 from compressor.stages.rows import pad_id_of
 
@@ -52,7 +53,8 @@ def check_conversion(
         found = _compare_decoders(reference, candidate, windows, pad_id)
     else:
         first = ctx.data.calibration.select(range(min(ENCODER_ROWS, len(ctx.data.calibration))))
-        found = _compare_encoders(reference, candidate, encode_rows(tokenizer, first, ctx.max_tokens), pad_id)
+        rows = encode_rows(tokenizer, first, ctx.max_tokens)
+        found = _compare_encoders(reference, candidate, rows, pad_id, ctx.task)
     for path, report in found.items():
         try:
             check_parity(report, scheme)
@@ -61,15 +63,27 @@ def check_conversion(
     return {path: asdict(report) for path, report in found.items()}
 
 
-def _compare_encoders(reference: Runner, candidate: Runner, rows: Rows, pad_id: int) -> dict[str, ParityReport]:
-    def logits(runner: Runner, batch_rows: int) -> Array:
-        batches = [pad(rows[at : at + batch_rows], pad_id) for at in range(0, len(rows), batch_rows)]
-        return np.concatenate([runner.forward(batch)["logits"] for batch in batches])  # (N, C)
+def _compare_encoders(
+    reference: Runner, candidate: Runner, rows: Rows, pad_id: int, task: Task
+) -> dict[str, ParityReport]:
+    """Every output, in ragged batches and row by row; outputs for each token are compared on real tokens."""
+    found = {}
+    for n in dict.fromkeys((ENCODER_BATCH, 1)):
+        batches = [pad(rows[at : at + n], pad_id) for at in range(0, len(rows), n)]
+        answers = [(reference.forward(batch), candidate.forward(batch), batch["attention_mask"]) for batch in batches]
+        for name in task.outputs:
+            pairs = [(_real(one[name], mask, task), _real(other[name], mask, task)) for one, other, mask in answers]
+            path = f"batch {n}" if len(task.outputs) == 1 else f"batch {n}, {name}"
+            found[path] = compare_logits(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+    return found
 
-    return {
-        f"batch {n}": compare_logits(logits(reference, n), logits(candidate, n))
-        for n in dict.fromkeys((ENCODER_BATCH, 1))
-    }
+
+def _real(output: Array, mask: Array, task: Task) -> Array:
+    """(B, C) as it is; of (B, T, C) the real tokens, (n, C); of the scores of a span (B, T) too, each as one number."""
+    if output.ndim == 2 and task.kind != "span":
+        return output
+    real: Array = output[mask != 0]
+    return real if real.ndim == 2 else real[:, None]
 
 
 def _compare_decoders(

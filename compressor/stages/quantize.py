@@ -1,57 +1,45 @@
 """Quantisation of an ONNX graph: another file beside the one it was made from.
 
 What the scheme promised is read back from the file. Conversions to fp16 must agree with the fp32 graph; schemes that
-lose something are judged by goals, with KL and top-1 on calibration text on record.
+lose something are judged by goals, with KL and top-1 on calibration text on record. What the pipeline leaves open
+(arithmetic, which nodes keep more bits) is decided by measuring on calibration and validation rows.
 """
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import assert_never
+from typing import Any
 
 from compressor.checkpoints.files import carry_files
 from compressor.checkpoints.manifest import Variant
 from compressor.checkpoints.store import Checkpoint
+from compressor.energy.processor import instruction_set, read_cpu_flags
 from compressor.errors import UnsupportedError
-from compressor.graphs.facts import GraphFacts
-from compressor.graphs.quantise import convert_fp16, quantise_dynamic, quantise_static, quantise_weights, store_bf16
-from compressor.runtime.onnx_runner import open_onnx
+from compressor.graphs.activations import wide_activations
+from compressor.graphs.choose import ARITHMETICS, write_int8_options
+from compressor.graphs.facts import count_nodes_by_provider, count_unfused, vocabulary_size
+from compressor.runtime.onnx_runner import OnnxRunner, open_onnx
 from compressor.runtime.runners import n_cores
-from compressor.schema.events import Progress
-from compressor.spec.stages import Quantize, Scheme
+from compressor.schema.events import Note, Progress
+from compressor.spec.stages import Quantize
+from compressor.stages.arithmetic import choose_arithmetic
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.feeds import calibration_feeds
+from compressor.stages.mixing import choose_mixture
 from compressor.stages.parity import check_conversion
+from compressor.stages.rounding import gptq_grids, rounded_export
+from compressor.stages.schemes import GRAPHS, Decision, check_settings, write_scheme
 from compressor.stages.sealing import Made, seal_variant
 
-GRAPHS: dict[Scheme, str] = {
-    "fp16": "onnx/model_fp16.onnx",
-    "bf16": "onnx/model_bf16.onnx",
-    "w8a8-dynamic": "onnx/model_int8.onnx",
-    "w8a8-static": "onnx/model_quantized.onnx",
-    "w8": "onnx/model_w8.onnx",
-    "w4": "onnx/model_q4.onnx",
-}
-"""File names as Optimum and Transformers.js look for them."""
-EVERYWHERE = (
-    "CPUExecutionProvider",
-    "CUDAExecutionProvider",
-    "TensorrtExecutionProvider",
-    "OpenVINOExecutionProvider",
-)
-PROVIDERS: dict[Scheme, tuple[str, ...]] = {
-    "fp16": EVERYWHERE,
-    "bf16": EVERYWHERE,
-    "w8a8-dynamic": ("CPUExecutionProvider",),
-    "w8a8-static": ("CPUExecutionProvider", "TensorrtExecutionProvider", "OpenVINOExecutionProvider"),
-    "w8": ("CPUExecutionProvider", "CUDAExecutionProvider"),
-    "w4": ("CPUExecutionProvider", "CUDAExecutionProvider"),
-}
-"""Execution providers with kernels for what a scheme writes."""
-N_STEPS = 2
-STATIC_ROWS = 128
-"""Calibration rows that fix static ranges; percentile and entropy keep all their activations in memory."""
+N_STEPS = 3
+CALIBRATION_ROWS = 128
+"""Rows that fix static ranges and Gram matrices; percentile and entropy keep all their activations in memory."""
+WIDTH_ROWS, WIDTH_TOKENS = 8, 128
+ERROR_ROWS = 32
+"""Rows on which ways to multiply are compared."""
 
 
 def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
@@ -61,27 +49,33 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
         UnsupportedError: a scheme that the provider cannot run or that has no such setting (both before any work), or
             a graph that is quantised already.
         UserError: a node in `exclude` that the graph does not have.
-        StageError: nothing was quantised, or no embedding table that should have been.
+        DataError: a calibration set that is too small, or no validation rows for `until`.
+        StageError: nothing was quantised, no embedding table that should have been, or no mixture keeps the goal.
         ParityError: fp16 moved the numbers too far, or a result is not finite.
     """
     source = inputs.source
-    _check_provider(config.scheme, ctx.target.provider)
-    _check_settings(config)
+    check_settings(config, ctx.target.provider)
     graph = source.path / _fp32_variant(source).path
-    path = out_dir / GRAPHS[config.scheme]
+    path, threads = out_dir / GRAPHS[config.scheme], ctx.target.threads or n_cores()
     with measure_cost(ctx.workdir, ctx.calibration) as meter:
         emit = meter.watching(ctx.emit)
         emit(Progress(config.id, "quantise", 0, N_STEPS))
         carry_files(source.path, out_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = _write(config, source, graph, path, ctx)
-        emit(Progress(config.id, "quantise", 1, N_STEPS))
-        threads = ctx.target.threads or n_cores()
+        with tempfile.TemporaryDirectory(prefix="quantise-", dir=ctx.workdir) as folder:
+            decided, base, found = _decide(config, source, graph, ctx, Path(folder), threads)
+            emit(Progress(config.id, "quantise", 1, N_STEPS))
+            facts = write_scheme(config.scheme, config, base, path, decided, embeddings=config.embeddings)
+        emit(Progress(config.id, "quantise", 2, N_STEPS))
+        settings = dict(ARITHMETICS[decided.arithmetic].settings)
         reference, candidate = (
-            open_onnx(file, is_decoder=ctx.task.is_decoder, threads=threads, provider=ctx.target.provider, settings={})
-            for file in (graph, path)
+            open_onnx(file, is_decoder=ctx.task.is_decoder, threads=threads, provider=ctx.target.provider, settings=own)
+            for file, own in ((graph, {}), (path, settings))
         )
         parity = check_conversion(reference, candidate, source, ctx, scheme=config.scheme)
+        causes = _causes(config, source, graph, path, reference, ctx)
+        if found.get("arithmetic"):
+            ctx.emit(Note(config.id, f"arithmetic: {decided.arithmetic}"))
         emit(Progress(config.id, "quantise", N_STEPS, N_STEPS))
     variant = Variant(
         id=f"onnx-{config.scheme}",
@@ -96,7 +90,10 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
             "ir_version": facts.ir_version,
             "dtype_bytes": facts.dtype_bytes,
             "quantised_operators": facts.quantised_op_counts,
+            **_tuned_facts(config, decided),
+            **causes,
         },
+        settings=settings,
     )
     return seal_variant(
         source,
@@ -107,11 +104,12 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
             kind=config.stage,
             config=config.model_dump(mode="json", by_alias=True),
             inputs={"source": source.digest},
-            splits=("calibration",),
+            splits=("calibration", "validation") if config.until is not None else ("calibration",),
             realised={
                 "parameters": facts.n_parameters,
                 "operators": facts.op_counts,
                 "parity": {"against": "onnx-fp32", **parity},
+                **found,
             },
         ),
         ctx=ctx,
@@ -119,69 +117,90 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
     )
 
 
-def _write(config: Quantize, source: Checkpoint, graph: Path, path: Path, ctx: StageContext) -> GraphFacts:
-    match config.scheme:
-        case "fp16":
-            return convert_fp16(graph, path)
-        case "bf16":
-            return store_bf16(graph, path)
-        case "w8a8-dynamic":
-            return quantise_dynamic(
-                graph,
-                path,
-                per_channel=config.per_channel,
-                reduce_range=config.arithmetic == "u8s8-reduced",
-                include_lm_head=config.lm_head,
-                include_embeddings=config.embeddings,
-                exclude=config.exclude,
-            )
-        case "w8" | "w4":
-            return quantise_weights(
-                graph,
-                path,
-                bits=8 if config.scheme == "w8" else 4,
-                include_lm_head=config.lm_head,
-                include_embeddings=config.embeddings,
-                exclude=config.exclude,
-            )
-        case "w8a8-static":
-            runner = open_onnx(
-                graph, is_decoder=ctx.task.is_decoder, threads=n_cores(), provider="CPUExecutionProvider", settings={}
-            )
-            return quantise_static(
-                graph,
-                path,
-                feeds=calibration_feeds(runner, source, ctx, STATIC_ROWS),
-                method=config.calibration_method,
-                per_channel=config.per_channel,
-                include_lm_head=config.lm_head,
-                include_embeddings=config.embeddings,
-                exclude=config.exclude,
-            )
-        case _:
-            assert_never(config.scheme)
+def _decide(
+    config: Quantize, source: Checkpoint, graph: Path, ctx: StageContext, folder: Path, threads: int
+) -> tuple[Decision, Path, dict[str, Any]]:
+    """What the pipeline leaves open, the graph to quantise, and the figures behind it."""
+    runner = open_onnx(
+        graph, is_decoder=ctx.task.is_decoder, threads=threads, provider="CPUExecutionProvider", settings={}
+    )
+    named = () if config.exclude == "auto" else config.exclude
+    decided = Decision(exclude=named, arithmetic="u8s8" if config.arithmetic == "auto" else config.arithmetic)
+    found: dict[str, Any] = {}
+    if config.scheme == "w8a8-static":
+        decided = replace(decided, feeds=calibration_feeds(runner, source, ctx, CALIBRATION_ROWS))
+    if config.method == "gptq":
+        feeds = calibration_feeds(runner, source, ctx, CALIBRATION_ROWS)
+        widths = (4, 8) if config.scheme == "w4" and config.exclude == "auto" else (4 if config.scheme == "w4" else 8,)
+        decided = replace(decided, grids=gptq_grids(graph, feeds, widths, include_lm_head=config.lm_head))
+    elif config.method != "rtn":
+        graph, grids = rounded_export(config, source, ctx, folder)
+        decided = replace(decided, grids={config.scheme: grids})
+    if config.arithmetic == "auto":
+        decided, found["arithmetic"] = _choose_arithmetic(config, decided, runner, source, graph, ctx, folder, threads)
+    if config.exclude == "auto":
+        mixture = choose_mixture(config, decided, source, graph, ctx, folder, threads)
+        decided, found["mixture"] = mixture.decision, mixture.record
+    return decided, graph, found
 
 
-def _check_provider(scheme: Scheme, provider: str) -> None:
-    if provider not in PROVIDERS[scheme]:
-        able = [name for name, providers in PROVIDERS.items() if provider in providers]
-        raise UnsupportedError(
-            f"{provider} has no kernels for {scheme}",
-            where="target.provider",
-            hint=f"it runs: {', '.join(able)}" if able else "use CPUExecutionProvider",
-        )
+def _choose_arithmetic(
+    config: Quantize,
+    decided: Decision,
+    runner: OnnxRunner,
+    source: Checkpoint,
+    graph: Path,
+    ctx: StageContext,
+    folder: Path,
+    threads: int,
+) -> tuple[Decision, dict[str, Any]]:
+    feeds = calibration_feeds(runner, source, ctx, ERROR_ROWS)
+    options = write_int8_options(
+        graph,
+        folder,
+        feeds,
+        output=ctx.task.outputs[-1],
+        per_channel=config.per_channel,
+        include_lm_head=config.lm_head,
+        exclude=decided.exclude,
+    )
+    # a row for an encoder; the step after a prompt for a decoder, where most of its time goes
+    length = min(ctx.max_tokens, 64)
+    shape = (
+        {"batch": 1, "n_new": 1, "n_past": length}
+        if ctx.task.is_decoder
+        else {"batch": 8, "n_new": length, "n_past": 0}
+    )
+    chosen = choose_arithmetic(
+        options, threads=threads, shape=shape, vocab_size=vocabulary_size(graph), workdir=ctx.workdir
+    )
+    record = {"chosen": chosen.name, "call": shape, "threads": threads, "options": list(chosen.table)}
+    return replace(decided, arithmetic=chosen.name), record
 
 
-def _check_settings(config: Quantize) -> None:
-    """A setting that does nothing would be believed."""
-    set_for_nothing = {"embeddings": config.embeddings, "lm_head": not config.lm_head, "exclude": bool(config.exclude)}
-    names = [name for name, is_set in set_for_nothing.items() if is_set]
-    if config.scheme in ("fp16", "bf16") and names:
-        raise UnsupportedError(
-            f"{config.scheme} converts the entire model and takes no {', '.join(names)}",
-            where=f"stages.{config.id}",
-            hint="remove it, or choose another scheme",
-        )
+def _tuned_facts(config: Quantize, decided: Decision) -> dict[str, Any]:
+    """The machine that a file was tuned on: on another one the same arithmetic may saturate, or cost more."""
+    if config.scheme != "w8a8-dynamic":
+        return {}
+    facts: dict[str, Any] = {"arithmetic": decided.arithmetic}
+    if config.arithmetic == "auto" or config.exclude == "auto":
+        facts["instruction_set"] = instruction_set(read_cpu_flags())
+    return facts
+
+
+def _causes(
+    config: Quantize, source: Checkpoint, graph: Path, path: Path, runner: OnnxRunner, ctx: StageContext
+) -> dict[str, Any]:
+    """What may make 8-bit activations inexact or dear here, counted; a verdict names it where they turn out so."""
+    if not config.scheme.startswith("w8a8"):
+        return {}
+    feeds = calibration_feeds(runner, source, ctx, WIDTH_ROWS, max_tokens=min(ctx.max_tokens, WIDTH_TOKENS))
+    wide = wide_activations(graph, feeds, include_lm_head=config.lm_head)
+    found: dict[str, Any] = {"wide_activations": len(wide), "unfused_products": count_unfused(path)}
+    if ctx.target.provider != "CPUExecutionProvider":
+        placed = count_nodes_by_provider(path, feeds[0], ctx.target.provider)
+        found |= {"provider": ctx.target.provider, "nodes_by_provider": placed}
+    return found
 
 
 def _fp32_variant(source: Checkpoint) -> Variant:

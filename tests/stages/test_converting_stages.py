@@ -77,7 +77,7 @@ def test_pruning_twice_is_told_in_terms_of_the_first_source(bert: Shelf, tmp_pat
 
 def test_a_pruning_that_removes_nothing_is_an_error(bert: Shelf, tmp_path: Path) -> None:
     settings = {"stage": "prune", "keep": {"ffn": 0.99}, "granule": 64}
-    with pytest.raises(StageError, match="nothing would be removed: every layer keeps all its heads and FFN neurons"):
+    with pytest.raises(StageError, match="nothing would be removed"):
         do(bert, tmp_path, settings, bert.get("finetune"))
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
 
@@ -168,7 +168,13 @@ def test_int8_weights_are_in_the_file(bert: Shelf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "path"), [("fp16", "onnx/model_fp16.onnx"), ("w8", "onnx/model_w8.onnx"), ("w4", "onnx/model_q4.onnx")]
+    ("case", "path"),
+    [
+        ("fp16", "onnx/model_fp16.onnx"),
+        ("bf16", "onnx/model_bf16.onnx"),
+        ("w8", "onnx/model_w8.onnx"),
+        ("w4", "onnx/model_q4.onnx"),
+    ],
 )
 def test_schemes_have_the_names_that_others_look_for(case: str, path: str, bert: Shelf) -> None:
     (own,) = [variant for variant in bert.get(case).content.variants if variant.stage == case]
@@ -209,7 +215,7 @@ def test_a_scheme_that_the_provider_cannot_run_is_refused_before_any_work(bert: 
     target = Target(provider="CUDAExecutionProvider")
     with pytest.raises(UnsupportedError, match="CUDAExecutionProvider has no kernels for w8a8-dynamic") as caught:
         do(bert, tmp_path, CASES["int8"], bert.get("export"), target=target)
-    assert "it runs: fp16, w8, w4" in str(caught.value)
+    assert "it runs: fp16, bf16, w8, w4" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
