@@ -21,6 +21,19 @@ class StageBase(Part):
     """The stage whose checkpoint this one starts from; the one before it where absent, the model for the first."""
 
 
+class Augment(Part):
+    """More training rows, as TinyBERT makes them: words replaced by what a masked language model puts in their place."""
+
+    model: str
+    """Folder of a masked language model whose tokenizer is the student's, such as a downloaded bert-base-uncased."""
+    variants: PositiveInt = 4
+    """Rows beside each original; one is taken after the other, epoch by epoch."""
+    probability: Fraction = 0.4
+    """Of a word to be replaced."""
+    candidates: PositiveInt = 15
+    """A replacement is drawn from so many of the likeliest words."""
+
+
 class Training(Part):
     """How a stage trains; passed to `transformers.Trainer`."""
 
@@ -34,13 +47,36 @@ class Training(Part):
     max_grad_norm: PositiveFloat = 1.0
     batch_size: PositiveInt = 32
     gradient_accumulation: PositiveInt = 1
+    tokens_per_batch: PositiveInt | None = None
+    """In place of `batch_size`: rows of like length, as many as have so many tokens together, padding included."""
     evaluate_every_steps: PositiveInt | None = None
     """Validation and checkpoint interval; each epoch where absent."""
+    save_every_steps: PositiveInt | None = None
+    """Further checkpoints, from which a training that was cut short goes on; each epoch has one in any case."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory for more time."""
+    compile: bool = False
+    """Compile the model with `torch.compile`; needs a C++ compiler on CPUs."""
+    variants: PositiveInt = 4
+    """Only for masked language models: how many times each row is masked anew; epoch e takes variant e mod this."""
+    augment: Augment | None = None
+    processes: PositiveInt = 1
+    """Processes that train together here, each with its share of every batch."""
+    config: str | None = None
+    """An `accelerate config` file, for several machines or FSDP; it says how many processes there are."""
     rows: PositiveInt | None = None
     """Train on the first rows only."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """`bf16` multiplies in bfloat16, with weights in fp32: faster on GPUs and on CPUs with AVX512_BF16 or AMX, slower
     elsewhere. `auto` takes it where it is faster; what was taken is recorded."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Training:
+        if self.config is not None and self.processes != 1:
+            raise ValueError("`config` says how many processes there are: leave `processes` out")
+        if self.batch_size % self.processes:
+            raise ValueError(f"`batch_size` {self.batch_size} cannot be shared by {self.processes} processes")
+        return self
 
 
 class Finetune(StageBase):

@@ -1,4 +1,4 @@
-"""`python -m compressor.stages.child JOB.json`: one stage, in a process of its own. See `job`."""
+"""`python -m compressor.stages.child JOB.json`: one stage, in a process of its own or in several. See `job`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from compressor.errors import CompressorError
 from compressor.schema.events import Event, to_json
 from compressor.stages.dispatch import run_here
 from compressor.stages.job import failure_line, read_job
+from compressor.training.processes import is_first_process, join_processes
 
 
 def main(job_path: str) -> int:
@@ -21,10 +22,12 @@ def main(job_path: str) -> int:
     _end_with_parent()
 
     def emit(event: Event) -> None:
-        print(to_json(event), file=events, flush=True)
+        if is_first_process():
+            print(to_json(event), file=events, flush=True)
 
     try:
         job = read_job(Path(job_path), emit)
+        join_processes(job.ctx.target.device)
         run_here(job.config, job.inputs, job.out_dir, job.ctx)
     except CompressorError as error:
         print(failure_line(error), file=events, flush=True)

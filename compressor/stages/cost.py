@@ -9,14 +9,14 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compressor import energy
 from compressor.errors import EnergyError, ProvenanceError
-from compressor.schema.events import Emit, Event
+from compressor.schema.events import Emit, Event, Progress
 
 JOURNAL = "cost.json"
 JOURNAL_EVERY_S = 1.0
@@ -35,12 +35,18 @@ class Cost:
 class CostMeter:
     """Reads clocks from when it is made; `cost` is there once `measure_cost` has ended."""
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, calibration: energy.Calibration | None = None) -> None:
+        self._calibration = calibration
         self._journal = workdir / JOURNAL
         self._earlier_wall_s, self._earlier_cpu_s = _read_journal(self._journal)
         self._start_wall_s, self._start_cpu_s = time.monotonic(), _cpu_s()
         self._written_s = self._start_wall_s
+        self._elsewhere_cpu_s = 0.0
         self.cost: Cost | None = None
+
+    def add(self, cpu_s: float) -> None:
+        """Count CPU-seconds that other processes spent on the same work."""
+        self._elsewhere_cpu_s += cpu_s
 
     @property
     def is_resumed(self) -> bool:
@@ -49,20 +55,30 @@ class CostMeter:
     def so_far(self) -> tuple[float, float]:
         """(wall_s, cpu_s), earlier attempts included."""
         wall_s = self._earlier_wall_s + time.monotonic() - self._start_wall_s
-        return wall_s, self._earlier_cpu_s + _cpu_s() - self._start_cpu_s
+        return wall_s, self._earlier_cpu_s + _cpu_s() - self._start_cpu_s + self._elsewhere_cpu_s
 
     def watching(self, emit: Emit) -> Emit:
-        """The same `emit`, which also keeps the journal up to date."""
+        """The same `emit`, which adds the cost so far to what a training says, and keeps the journal up to date."""
 
         def emit_and_note(event: Event) -> None:
-            emit(event)
+            emit(self._with_cost(event) if isinstance(event, Progress) and event.task == "train" else event)
             if time.monotonic() - self._written_s >= JOURNAL_EVERY_S:
                 self.note()
 
         return emit_and_note
 
+    def _with_cost(self, event: Progress) -> Progress:
+        wall_s, cpu_s = self.so_far()
+        so_far = {"cpu_s": cpu_s}
+        with suppress(EnergyError):  # no watts to be had for this machine: then no joules are shown
+            joules = energy.estimate_with(self._calibration, cpu_s=cpu_s, wall_s=wall_s).est_energy_gross_j
+            so_far |= {"est_energy_j": joules} if joules is not None else {}
+        return replace(event, values={**event.values, **so_far})
+
     def note(self) -> None:
-        """Write the journal."""
+        """Write the journal; of several processes, the first does."""
+        if os.environ.get("RANK", "0") != "0":
+            return
         wall_s, cpu_s = self.so_far()
         partial = self._journal.with_suffix(".partial")
         partial.write_text(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s}))
@@ -79,7 +95,7 @@ def measure_cost(workdir: Path, calibration: energy.Calibration | None = None) -
         calibration: watts of this machine, where energy can only be estimated.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    meter = CostMeter(workdir)
+    meter = CostMeter(workdir, calibration)
     sources = _measured_sources()
     window = energy.Window(sources) if sources else None
     record, reason = None, None

@@ -6,6 +6,7 @@ training row once; the cache is shared by all stages of a run that have the same
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from compressor.schema.events import Emit, Note
 from compressor.spec.stages import Distill
 from compressor.stages.context import DistillInput, StageContext
 from compressor.stages.cost import measure_cost
-from compressor.stages.fitting import Splits, fit, open_splits, realised, train_settings
+from compressor.stages.fitting import Splits, fit, open_splits, realised, sealed_by_the_first, train_settings
 from compressor.stages.rows import fill_vectors
 from compressor.stages.sealing import Made, seal_module
 from compressor.stages.teaching import teaches_the_head, terms_of
@@ -37,6 +38,7 @@ from compressor.training.objective import (
     places_of,
     remove_projections,
 )
+from compressor.training.processes import cpu_s_of_others, first_one_first
 from compressor.training.teacher import Teacher, TopK, ask_teacher
 from compressor.training.train import batches_of, n_drawn
 
@@ -54,7 +56,7 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
     _check_same_language(source, teacher)
     with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
-        splits = open_splits(source, ctx, config.training.rows, is_taught=True)
+        splits = open_splits(source, ctx, config.training, emit, is_taught=True)
         student, structure = _student(config, source)
         taught = load_module(teacher)
         terms = terms_of(config.losses, student, taught, ctx.task)
@@ -77,29 +79,28 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
                 kind=ctx.task.kind,
                 projections=projections,
             )
-            keep = "best" if _sees_what_is_learned(config, emit) else "last"
             result = fit(
                 pupil, splits=splits, loss=loss, training=config.training, stage=config.id, ctx=ctx, emit=emit,
-                keep=keep,
+                keep="best" if _sees_what_is_learned(config, emit) else "last",
             )  # fmt: skip
         remove_projections(pupil)
-    return seal_module(
-        student,
-        out_dir,
-        made=Made(
-            stage=config.id,
-            kind=config.stage,
-            config=config.model_dump(mode="json", by_alias=True),
-            inputs={"source": source.digest, "teacher": teacher.digest},
-            splits=("train", "validation"),
-            realised=realised(student, result, splits) | _compared(config, terms),
-        ),
-        ctx=ctx,
-        cost=meter.cost,
-        labels=source.content.labels,
-        structure=structure,
-        carry_from=source.path,
+        meter.add(cpu_s_of_others())
+    made = Made(
+        stage=config.id,
+        kind=config.stage,
+        config=config.model_dump(mode="json", by_alias=True),
+        inputs={"source": source.digest, "teacher": teacher.digest},
+        splits=("train", "validation"),
+        realised=realised(student, result, splits) | _compared(config, terms),
     )
+
+    def seal() -> Checkpoint:
+        return seal_module(
+            student, out_dir, made=made, ctx=ctx, cost=meter.cost, labels=source.content.labels, structure=structure,
+            carry_from=source.path,
+        )  # fmt: skip
+
+    return sealed_by_the_first(seal, out_dir)
 
 
 def _student(config: Distill, source: Checkpoint) -> tuple[PreTrainedModel, dict[str, Any] | None]:
@@ -146,22 +147,31 @@ def _teacher(
 ) -> Teacher:
     settings = train_settings(config.training, ctx)
     logits = config.losses.logits
-    return ask_teacher(
-        module,
-        splits.train,
-        key={"teacher": teacher.digest, "train": ctx.data.digests["train"], "rows": len(splits.train),
-             "max_tokens": ctx.max_tokens, "masks": ctx.seed if ctx.task.kind == "masked_token" else None},
-        folder=(ctx.cache_dir or ctx.workdir) / f"teacher-{teacher.record.stage}",
-        kind=ctx.task.kind,
-        places=places_of(terms, "teacher"),
-        top_k=TopK(logits.top_k, logits.temperature) if logits is not None else TopK(None, 1.0),
-        limit_bytes=int(config.cache_limit_gb * 1e9),
-        n_drawn=n_drawn(batches_of(splits.train, settings), settings),
-        pad_id=splits.pad_id,
-        stage=config.id,
-        emit=emit,
-        device=ctx.target.device,
-    )  # fmt: skip
+    key = {
+        "teacher": teacher.digest,
+        "train": ctx.data.digests["train"],
+        "rows": splits.n_train_rows,
+        "max_tokens": ctx.max_tokens,
+        "variants": splits.n_variants,
+        "masks": ctx.seed if ctx.task.kind == "masked_token" or splits.augmented_by else None,
+        "augmented_by": splits.augmented_by,
+    }
+    with first_one_first():
+        return ask_teacher(
+            module,
+            splits.train,
+            key=key,
+            folder=(ctx.cache_dir or ctx.workdir) / f"teacher-{teacher.record.stage}",
+            kind=ctx.task.kind,
+            places=places_of(terms, "teacher"),
+            top_k=TopK(logits.top_k, logits.temperature) if logits is not None else TopK(None, 1.0),
+            limit_bytes=int(config.cache_limit_gb * 1e9),
+            n_drawn=n_drawn(batches_of(splits.train, settings, splits.n_variants), settings),
+            pad_id=splits.pad_id,
+            stage=config.id,
+            emit=emit,
+            device=ctx.target.device,
+        )
 
 
 def _compared(config: Distill, terms: tuple[Term, ...]) -> dict[str, Any]:
@@ -184,9 +194,22 @@ def _check_same_language(source: Checkpoint, teacher: Checkpoint) -> None:
             f"{source.record.stage!r} has {', '.join(ours.labels or ())}",
             hint="teacher and student must have the same classes in the same order",
         )
-    files = [content.files.get("tokenizer.json") for content in (ours, theirs)]
-    if files[0] is None or files[1] is None or files[0].sha256 != files[1].sha256:
+    ours_reads, theirs_reads = (_reading(checkpoint.path / "tokenizer.json") for checkpoint in (source, teacher))
+    differ = sorted(key for key in ours_reads | theirs_reads if ours_reads.get(key) != theirs_reads.get(key))
+    if differ:
         raise UserError(
-            f"the teacher {teacher.record.stage!r} and the student {source.record.stage!r} have different tokenizers",
+            f"the teacher {teacher.record.stage!r} and the student {source.record.stage!r} have different tokenizers "
+            f"(in tokenizer.json: {', '.join(differ)})",
             hint="their tokens cannot be compared; choose a student of the same family",
         )
+
+
+def _reading(path: Path) -> dict[str, Any]:
+    """What decides into which tokens a text is cut; how rows are padded or cut short is decided elsewhere."""
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} has no tokenizer.json, so nobody can say whether teacher and student read the same tokens",
+            hint="save a fast tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+        )
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in values.items() if key not in ("version", "truncation", "padding")}

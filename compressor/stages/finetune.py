@@ -9,9 +9,10 @@ from compressor.runtime.torch_models import load_module, quiet_transformers, wit
 from compressor.spec.stages import Finetune
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
-from compressor.stages.fitting import fit, open_splits, realised
+from compressor.stages.fitting import fit, open_splits, realised, sealed_by_the_first
 from compressor.stages.sealing import Made, seal_module
 from compressor.training.objective import label_loss
+from compressor.training.processes import cpu_s_of_others
 
 
 def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
@@ -23,7 +24,8 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
     """
     source = inputs.source
     with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
-        splits = open_splits(source, ctx, config.training.rows)
+        emit = meter.watching(ctx.emit)
+        splits = open_splits(source, ctx, config.training, emit)
         module = load_module(source)
         result = fit(
             with_head(module, source.path, ctx.task),
@@ -32,22 +34,22 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
             training=config.training,
             stage=config.id,
             ctx=ctx,
-            emit=meter.watching(ctx.emit),
+            emit=emit,
         )
-    return seal_module(
-        module,
-        out_dir,
-        made=Made(
-            stage=config.id,
-            kind=config.stage,
-            config=config.model_dump(mode="json", by_alias=True),
-            inputs={"source": source.digest},
-            splits=("train", "validation"),
-            realised=realised(module, result, splits),
-        ),
-        ctx=ctx,
-        cost=meter.cost,
-        labels=source.content.labels,
-        structure=source.content.structure,
-        carry_from=source.path,
+        meter.add(cpu_s_of_others())
+    made = Made(
+        stage=config.id,
+        kind=config.stage,
+        config=config.model_dump(mode="json", by_alias=True),
+        inputs={"source": source.digest},
+        splits=("train", "validation"),
+        realised=realised(module, result, splits),
     )
+
+    def seal() -> Checkpoint:
+        return seal_module(
+            module, out_dir, made=made, ctx=ctx, cost=meter.cost, labels=source.content.labels,
+            structure=source.content.structure, carry_from=source.path,
+        )  # fmt: skip
+
+    return sealed_by_the_first(seal, out_dir)

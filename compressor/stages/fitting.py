@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from compressor.checkpoints.store import Checkpoint
+from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.data.tokenize import load_tokenizer
 from compressor.energy.processor import read_cpu_flags
+from compressor.errors import UserError
 from compressor.methods.surgery import n_parameters
-from compressor.schema.events import Emit, Note
+from compressor.schema.events import Emit, Note, Progress
 from compressor.spec.stages import Training
 from compressor.stages.context import StageContext
+from compressor.stages.filler import load_filler
 from compressor.stages.rows import metric_of, pad_id_of, train_rows, validation_rows
+from compressor.training.augment import replaced_rows
 from compressor.training.metrics import Metric
 from compressor.training.objective import label_loss
+from compressor.training.processes import first_one_first, is_first_process, n_processes
 from compressor.training.rows import Row
 from compressor.training.train import TrainResult, TrainSettings, train
 from compressor.training.trainer import Loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """CPU flags of hardware that multiplies bfloat16; without them it is emulated, and slower than fp32."""
@@ -36,23 +45,81 @@ class Splits:
     validation: list[Row] | None
     pad_id: int
     metric: Metric
+    n_variants: int = 1
+    augmented_by: str | None = None
+    """sha256 of the weights that replaced words, where any did."""
+
+    @property
+    def n_train_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self.train) // self.n_variants
 
 
-def open_splits(source: Checkpoint, ctx: StageContext, n_rows: int | None, *, is_taught: bool = False) -> Splits:
-    """Both splits.
+def open_splits(
+    source: Checkpoint, ctx: StageContext, training: Training, emit: Emit, *, is_taught: bool = False
+) -> Splits:
+    """Both splits; the training rows in as many variants as masking or augmentation gives them.
 
     Args:
         is_taught: a teacher says what to learn; see `rows.train_rows`.
 
     Raises:
         DataError: no training split, or a label that the head does not have.
+        UserError: words cannot be replaced for this task, or not with this model.
     """
-    return Splits(
-        train=train_rows(source, ctx, n_rows, is_taught=is_taught),
+    tokenizer = load_tokenizer(source.path)
+    n_variants = min(training.variants, math.ceil(training.epochs)) if ctx.task.kind == "masked_token" else 1
+    train = [
+        row
+        for variant in range(n_variants)
+        for row in train_rows(source, ctx, training.rows, is_taught=is_taught, variant=variant)
+    ]
+    splits = Splits(
+        train=[{**row, "index": index} for index, row in enumerate(train)],
         validation=validation_rows(source, ctx, is_taught=is_taught),
-        pad_id=pad_id_of(load_tokenizer(source.path)),
+        pad_id=pad_id_of(tokenizer),
         metric=metric_of(ctx.task, source.content.labels),
+        n_variants=n_variants,
     )
+    return splits if training.augment is None else _augmented(splits, training, tokenizer, ctx, emit)
+
+
+def _augmented(
+    splits: Splits, training: Training, tokenizer: PreTrainedTokenizerFast, ctx: StageContext, emit: Emit
+) -> Splits:
+    augment = training.augment
+    assert augment is not None
+    if ctx.task.kind not in ("class", "classes", "number"):
+        raise UserError(
+            f"training.augment replaces words, which would change the labels of {ctx.task.name}",
+            where="training.augment",
+            hint="leave it out; it serves tasks with a label for the whole row",
+        )
+    n_variants = min(augment.variants, math.ceil(training.epochs) - 1)
+    if n_variants == 0:
+        raise UserError(
+            "training.augment adds rows for further epochs, and there is one epoch",
+            where="training.augment",
+            hint="raise training.epochs, or leave augment out",
+        )
+    filler = load_filler(augment.model, tokenizer)
+    with first_one_first():
+        rows = replaced_rows(
+            splits.train,
+            filler.module,
+            words=filler.words,
+            mask_id=filler.mask_id,
+            n_variants=n_variants,
+            probability=augment.probability,
+            n_candidates=augment.candidates,
+            pad_id=splits.pad_id,
+            seed=ctx.seed,
+            key=f"{filler.digest} {ctx.data.digests['train']}",
+            folder=ctx.workdir / "augmented",
+            tell=lambda done, total: emit(Progress("augment", "replace words", done, total)),
+            device=ctx.target.device,
+        )
+    return replace(splits, train=rows, n_variants=1 + n_variants, augmented_by=filler.digest)
 
 
 def train_settings(training: Training, ctx: StageContext) -> TrainSettings:
@@ -69,6 +136,10 @@ def train_settings(training: Training, ctx: StageContext) -> TrainSettings:
         max_grad_norm=training.max_grad_norm,
         gradient_accumulation=training.gradient_accumulation,
         evaluate_every_steps=training.evaluate_every_steps,
+        save_every_steps=training.save_every_steps,
+        tokens_per_batch=training.tokens_per_batch,
+        gradient_checkpointing=training.gradient_checkpointing,
+        compile=training.compile,
         device=ctx.target.device,
         precision=choose_precision(training.precision, ctx.target.device, read_cpu_flags()),
     )
@@ -108,11 +179,18 @@ def fit(
         stage=stage,
         emit=emit,
         workdir=ctx.workdir,
+        n_variants=splits.n_variants,
     )
     nn.Module.to(module, "cpu")
     if keep == "best":
         _tell_if_worse(result, splits.metric, stage, emit)
     return result
+
+
+def sealed_by_the_first(make: Callable[[], Checkpoint], out_dir: Path) -> Checkpoint:
+    """The checkpoint that `make` seals; of several processes only the first writes, and the others open it."""
+    with first_one_first():
+        return make() if is_first_process() else open_checkpoint(out_dir, verify=False)
 
 
 def _tell_if_worse(result: TrainResult, metric: Metric, stage: str, emit: Emit) -> None:
@@ -135,7 +213,10 @@ def realised(module: PreTrainedModel, result: TrainResult, splits: Splits) -> di
         "parameters": n_parameters(module),
         "steps": result.n_steps,
         "precision": result.precision,
-        "train_rows": len(splits.train),
+        "train_rows": splits.n_train_rows,
+        "variants": splits.n_variants,
+        "augmented_by": splits.augmented_by,
+        "processes": n_processes(),
         "validation": _validation(result, splits.validation),
         "resumed_at_step": result.resumed_at,
         "history": list(result.history),

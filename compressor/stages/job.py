@@ -3,6 +3,9 @@
 The parent writes a job file and the data beside it, starts `python -m compressor.stages.child JOB.json`, and reads
 events as JSON lines until the child has sealed the folder or failed. The child's standard input is a pipe that the
 parent never writes to: when the parent dies, however it dies, the pipe closes and the child ends itself.
+
+Where a stage asks for several processes, a launcher starts that many children with the same job. All of them see the
+pipe; the first one tells events and writes.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import psutil
 from pydantic import TypeAdapter
 
 from compressor import energy, errors
@@ -25,7 +30,7 @@ from compressor.data.splits import StageData
 from compressor.errors import CompressorError, StageError
 from compressor.schema.events import Emit, from_json
 from compressor.spec.evaluation import Target
-from compressor.spec.stages import Stage
+from compressor.spec.stages import Distill, Finetune, Stage
 from compressor.spec.tasks import TASKS
 from compressor.stages.context import StageContext, StageInputs
 
@@ -67,7 +72,7 @@ def run_in_child(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageCo
     log_path = ctx.workdir / LOG
     with log_path.open("w") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "compressor.stages.child", str(path)],
+            command_of(config, path),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -78,12 +83,25 @@ def run_in_child(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageCo
             failure = _listen(child, ctx.emit)
             child.wait()
         finally:
-            _end(child)
+            _end(child)  # and all its own, so that nothing of it runs when something is measured
     if failure is not None:
         raise rebuild_error(failure)
     if child.returncode != 0:
         raise _unexplained(child.returncode, config.id, log_path)
     return open_checkpoint(out_dir, verify=False)
+
+
+def command_of(config: Stage, job_path: Path) -> list[str]:
+    """How to start the child, or as many as the stage's `training` asks for."""
+    child = ["compressor.stages.child", str(job_path)]
+    training = config.training if isinstance(config, Finetune | Distill) else None
+    if training is not None and training.config is not None:
+        launcher = ["accelerate.commands.launch", "--config_file", training.config, "--module"]
+        return [sys.executable, "-m", *launcher, *child]
+    if training is not None and training.processes > 1:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(training.processes), "--module"]
+        return [sys.executable, "-m", *launcher, *child]
+    return [sys.executable, "-m", *child]
 
 
 def write_job(job: Job) -> Path:
@@ -188,7 +206,8 @@ def _listen(child: subprocess.Popen[str], emit: Emit) -> dict[str, Any] | None:
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """Make sure that the child is gone."""
+    """Make sure that the child is gone, and those that it started."""
+    family = _descendants(child)
     if child.poll() is None:
         child.terminate()
         try:
@@ -196,9 +215,20 @@ def _end(child: subprocess.Popen[str]) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family)
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
             pipe.close()
+
+
+def _descendants(child: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(child.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _unexplained(returncode: int, stage: str, log_path: Path) -> Exception:

@@ -45,10 +45,13 @@ def pad_id_of(tokenizer: PreTrainedTokenizerFast) -> int:
     return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0
 
 
-def train_rows(source: Checkpoint, ctx: StageContext, n_rows: int | None, *, is_taught: bool = False) -> list[Row]:
+def train_rows(
+    source: Checkpoint, ctx: StageContext, n_rows: int | None, *, is_taught: bool = False, variant: int = 0
+) -> list[Row]:
     """The training split, or its first rows.
 
     Args:
+        variant: of a masked language model's rows, which hide other tokens in each.
         is_taught: a teacher says what to learn, so an embedder's texts come one by one and need no labels.
 
     Raises:
@@ -65,7 +68,7 @@ def train_rows(source: Checkpoint, ctx: StageContext, n_rows: int | None, *, is_
             where="data.train",
             hint="give text_pair and label (data.columns says which), or distil from a teacher, which needs texts only",
         )
-    return _rows(dataset, source, ctx, "data.train", in_pairs=not is_taught)
+    return _rows(dataset, source, ctx, "data.train", in_pairs=not is_taught, variant=variant)
 
 
 def validation_rows(source: Checkpoint, ctx: StageContext, *, is_taught: bool = False) -> list[Row] | None:
@@ -127,7 +130,9 @@ def calibration_batches(source: Checkpoint, ctx: StageContext) -> list[Batch]:
     return [{name: tensor for name, tensor in batch.items() if name != "index"} for batch in batches]
 
 
-def _rows(dataset: Dataset, source: Checkpoint, ctx: StageContext, where: str, *, in_pairs: bool = True) -> list[Row]:
+def _rows(
+    dataset: Dataset, source: Checkpoint, ctx: StageContext, where: str, *, in_pairs: bool = True, variant: int = 0
+) -> list[Row]:
     if len(dataset) == 0:
         raise DataError("there are no rows", where=where, hint="check the file, and `rows` and `split` if they are set")
     tokenizer = load_tokenizer(source.path)
@@ -137,7 +142,9 @@ def _rows(dataset: Dataset, source: Checkpoint, ctx: StageContext, where: str, *
             texts = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in dataset["text"])
             return language_model_rows(joined_blocks(texts, max_tokens, separator=tokenizer.eos_token_id))
         case "masked_token":
-            masked = mask_rows(tokenizer, text_pieces(tokenizer, dataset["text"], max_tokens), seed=ctx.seed)
+            masked = mask_rows(
+                tokenizer, text_pieces(tokenizer, dataset["text"], max_tokens), seed=ctx.seed, variant=variant
+            )
             placed = [_at(row.encoded, row.positions, row.targets) for row in masked]
             return labelled_rows([row.encoded for row in masked], placed)
         case "token_class":

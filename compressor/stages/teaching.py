@@ -5,7 +5,7 @@ Everything that two shapes make impossible is refused here, by the name it has i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from transformers import PreTrainedModel
@@ -105,7 +105,7 @@ def _attention(piece: AttentionLoss, student: PreTrainedModel, teacher: PreTrain
 def _relations(piece: RelationLoss, student: PreTrainedModel, teacher: PreTrainedModel) -> RelationTerm:
     pairs = _pairs("relations", piece.layer_map, piece.at, student, teacher)
     heads = _heads("relations", pairs, student, teacher)
-    n_heads = []
+    n_heads: list[Mapping[str, int]] = []
     for mine, its in heads:
         asked = {
             what: its.of(what) if piece.heads == "attention" else None if piece.heads == "auto" else piece.heads

@@ -82,8 +82,9 @@ class Inside:
         wanted = {place for place in self.places if place.what in VECTORS}
         if not wanted:
             return
-        assert isinstance(model, PreTrainedModel)
-        adapter, layers = adapter_for(model), layers_of(model)
+        body = getattr(model, "body", model)  # an embedder's encoder stands inside what pools its vectors
+        assert isinstance(body, PreTrainedModel)
+        adapter, layers = adapter_for(body), layers_of(body)
         for number in sorted({place.layer for place in wanted}):
             blocks = _blocks((*adapter.queries, *adapter.keys_values))
             for projection, vectors in blocks.items():

@@ -208,7 +208,7 @@ def _value(term: Term, student: TeacherOutputs, taught: TeacherOutputs, mask: Te
                 torch.stack([side.inside[Place("hidden", pair[number])] for pair in term.layers])  # (M, B, T, H)
                 for number, side in enumerate((student, taught))
             ]
-            return losses.pkd(*states) / len(term.layers)
+            return losses.pkd(states[0], states[1]) / len(term.layers)
         case _:
             assert_never(term)
     return torch.stack(values).mean()

@@ -26,8 +26,13 @@ def join_processes(device: Literal["cpu", "cuda"]) -> None:
         PartialState(cpu=is_cpu, backend="gloo" if is_cpu else "nccl", timeout=TIMEOUT)
 
 
+def is_first_process() -> bool:
+    """Whether this is the one that writes and tells."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def process_number() -> int:
-    """0 for the one that writes."""
+    """From 0."""
     return distributed.get_rank() if _is_joined() else 0
 
 
@@ -43,24 +48,25 @@ def wait_for_all() -> None:
 
 
 @contextmanager
-def first_one_first() -> Iterator[bool]:
-    """The first process does the block before the others do; yields whether this is the first."""
-    is_first = process_number() == 0
-    if not is_first:
+def first_one_first() -> Iterator[None]:
+    """The first process does the block before the others do."""
+    if not is_first_process():
         wait_for_all()
-    yield is_first
-    if is_first:
+    yield
+    if is_first_process():
         wait_for_all()
 
 
-def total_of(value: float) -> float:
-    """The sum over all processes."""
+def cpu_s_of_others() -> float:
+    """CPU-seconds that the other processes have used so far; each process has to ask."""
     if not _is_joined():
-        return value
+        return 0.0
+    times = os.times()
+    own = times.user + times.system
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    summed = torch.tensor([value], dtype=torch.float64, device=device)
+    summed = torch.tensor([own], dtype=torch.float64, device=device)
     distributed.all_reduce(summed)
-    return float(summed.item())
+    return float(summed.item()) - own
 
 
 def _is_joined() -> bool:

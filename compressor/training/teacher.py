@@ -177,9 +177,10 @@ def ask_teacher(
     if n_drawn < len(rows) and any(array.is_per_token for array in needed):
         return _Live(looking)
     folder.mkdir(parents=True, exist_ok=True)
+    present = _present(folder, key, stage, emit)
     room = min(limit_bytes, int(shutil.disk_usage(folder).free * 0.9))
     size = _n_bulky(needed, lengths)
-    if size > room:
+    if size > room and not {array.name for array in needed} <= present:
         there_is = f"above the {room / 1e9:.1f} GB there is for them (cache_limit_gb, free disk)"
         part = _Looking(model, kind, places, AUTO_TOP_K, top_k.temperature) if looking.may_keep_less else None
         if part is None or _n_bulky(part.needed(rows[0], pad_id), lengths) > room:
@@ -192,7 +193,6 @@ def ask_teacher(
             "token are cached, and the mass of the others"
         )
         emit(Note(stage, text))
-    present = _present(folder, key, stage, emit)
     missing = [array for array in needed if array.name not in present]
     if missing:
         _compute(looking, rows, missing, lengths, folder, pad_id=pad_id, stage=stage, emit=emit)

@@ -24,7 +24,7 @@ from compressor.schema.events import Emit, Note
 from compressor.training.batching import Batches
 from compressor.training.evaluate import evaluate
 from compressor.training.metrics import Metric
-from compressor.training.processes import first_one_first, n_processes, process_number
+from compressor.training.processes import first_one_first, is_first_process, n_processes, process_number
 from compressor.training.rows import Row, collate, longest_first, on_device
 from compressor.training.trainer import Loss, LossTrainer, RowDataset, Saving, Telling
 
@@ -134,8 +134,8 @@ def train(
     trainer.remove_callback(ProgressCallback)
 
     before = None
-    with first_one_first() as is_first:
-        if is_first and validation_rows is not None:
+    with first_one_first():
+        if is_first_process() and validation_rows is not None:
             before = evaluate(model, validation_rows, metric=metric, pad_id=pad_id)
         checkpoint, resumed_at = _last_complete(Path(str(arguments.output_dir)))
     if checkpoint is not None:
