@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import checkpoints, energy, pipelines, results, runs, setup
+from compressor.cli import checkpoints, energy, hub, pipelines, results, runs, setup, tracking
 from compressor.errors import CompressorError, InterruptedRunError
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -38,7 +38,11 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "inspect": checkpoints.inspect,
     "predict": checkpoints.predict,
     "generate": checkpoints.generate,
+    "layout": checkpoints.layout,
     "measure": checkpoints.measure,
+    "certify": hub.certify,
+    "push": hub.push,
+    "log": tracking.log,
     "meters": energy.meters,
     "doctor": setup.doctor,
 }

@@ -1,4 +1,4 @@
-"""`compressor inspect`, `predict`, `generate` and `measure`: finished checkpoints."""
+"""`compressor inspect`, `predict`, `generate`, `layout` and `measure`: finished checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from compressor.cli.output import AsJson, megabytes, print_json, print_rich, table
+from compressor.cli.output import AsJson, megabytes, print_json, print_rich, table, write_file
 from compressor.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,6 +141,45 @@ def measure(
             on_event=on_event,
         )
     show_report(report, as_json=as_json)
+
+
+def layout(
+    checkpoint: Folder,
+    *,
+    door: Annotated[
+        Literal["tei", "transformersjs", "fastembed", "triton", "sentence-transformers", "openvino"],
+        typer.Option("--for", help="Which runtime shall open it."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+    precision: Precision = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the doors table as Markdown.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy and rename a checkpoint's files as another runtime looks for them.
+
+    Example: compressor layout runs/minilm-sentiment/stages/int8-0123abcd --for transformersjs --out web/model
+    """
+    from compressor.integrations.layout import lay_out
+    from compressor.integrations.layout import markdown as as_markdown
+
+    rows = lay_out(checkpoint, door, out, precision=precision)
+    if markdown is not None:
+        write_file(markdown, as_markdown(rows))
+    if as_json:
+        print_json([row.to_json() for row in rows])
+        return
+    cells = [
+        (
+            row.door,
+            row.file,
+            row.variant,
+            "yes" if row.opened else "laid out only",
+            "-" if row.difference is None else f"{row.difference:.1e} in {row.compared_in}",
+            row.note,
+        )
+        for row in rows
+    ]
+    print_rich(table(["door", "file", "variant", "opened here", "difference", "note"], cells))
 
 
 def _pairs(columns: list[str]) -> dict[str, str]:

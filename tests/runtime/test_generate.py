@@ -159,7 +159,7 @@ def test_a_provider_that_is_not_installed(bert: Checkpoint) -> None:
 @pytest.mark.slow
 def test_a_real_model_writes_torch_s_tokens(cached_smollm: Path, tmp_path: Path) -> None:
     """SmolLM2-135M through ONNX fp32, unequal prompts in one batch, token for token what torch writes."""
-    from conftest import make_checkpoint
+    from tiny_checkpoints import make_checkpoint
 
     checkpoint = make_checkpoint(cached_smollm, tmp_path / "smollm")
     prompts = ["The state of the union is", "Fellow citizens, I congratulate you", "We must"]
