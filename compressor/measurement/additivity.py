@@ -16,15 +16,16 @@ from scipy.stats import kendalltau
 
 from compressor.checkpoints.files import digest_json
 from compressor.errors import StageError
-from compressor.measurement.cost_graphs import sliced, write_graph
-from compressor.measurement.cost_rows import Timer, graph_worker, time_graph
+from compressor.measurement.cost_graphs import sliced
+from compressor.measurement.cost_rows import Timer
 from compressor.measurement.cost_table import CallShape, Costs, CostTable, Fit, Precision
+from compressor.measurement.graph_rounds import mixed, opened, run_rounds
 from compressor.methods.structure import ATTENTION, FFN
 from compressor.methods.surgery import read_structure
 
 MAX_MAPE = 0.05
 MIN_TAU = 0.95
-N_MODELS = 6
+N_MODELS = 5
 
 Sizes = list[tuple[int, int, int]]
 """Query heads, key/value heads and neurons of each layer."""
@@ -138,26 +139,22 @@ def _measure(
     structures: Sequence[Sizes],
     on_progress: Callable[[int, int], None],
 ) -> list[float]:
-    """CPU-seconds a token of each structure as a whole model."""
-    found = []
-    on_progress(0, len(structures))
-    with tempfile.TemporaryDirectory(prefix="additivity-") as name, graph_worker(table.device, Path(name)) as worker:
-        worker.wait_until_ready()
-        path = Path(name) / "whole.onnx"
-        for done, sizes in enumerate(structures):
-            write_graph(
-                sliced(timer.model, sizes),
-                path,
-                is_decoder=timer.is_decoder,
-                output=timer.output,
-                precision=precision,
-                quantisation=timer.quantisation,
+    """CPU-seconds a token of each structure as a whole model, in rounds over all of them."""
+    effort, graphs = timer.effort, []
+    total = len(structures) + effort.whole_rounds
+    on_progress(0, total)
+    with tempfile.TemporaryDirectory(prefix="additivity-") as name:
+        for number, sizes in enumerate(structures):
+            graphs.append(timer.write(sliced(timer.model, sizes), Path(name) / f"whole-{number}.onnx", precision))
+            on_progress(number + 1, total)
+        clock = timer.clock(table.device, effort.whole_window_s)
+        with opened(graphs, clock, Path(name), one_process=False) as crew:
+            rounds = run_rounds(
+                crew,
+                calls,
+                effort.whole_rounds,
+                seed=len(graphs),
+                on_round=lambda number, turns: on_progress(len(graphs) + number + 1, total),
             )
-            worker.ask("open", path=str(path))
-            cost = 0.0
-            for call in calls:
-                timed, _, _ = time_graph(worker, call, vocab_size=int(timer.model.config.vocab_size), timer=timer)
-                cost += call.weight * timed["cpu_s"][0] / call.real_tokens
-            found.append(cost)
-            on_progress(done + 1, len(structures))
-    return found
+    costs = [[mixed(turns[graph.name], calls).cpu_s for graph in graphs] for turns in rounds]  # (rounds, models)
+    return [float(value) for value in np.exp(np.mean(np.log(costs), axis=0))]

@@ -106,7 +106,7 @@ def write_graph(
     path: Path,
     *,
     is_decoder: bool,
-    output: str,
+    outputs: Sequence[str],
     precision: Precision = "fp32",
     quantisation: Mapping[str, Any] | None = None,
     sweep_bytes: int = 0,
@@ -114,14 +114,14 @@ def write_graph(
     """Export, fuse and (for INT8) quantise, as the stages do.
 
     Args:
-        output: the output that an encoder is used for.
+        outputs: the outputs that an encoder is used for.
         quantisation: arguments of `quantise_dynamic`.
         sweep_bytes: further weights that every call reads.
     """
     if is_decoder:
         export_decoder(model, path)
     else:
-        export_encoder(model, path, output_names=(output,))
+        export_encoder(model, path, output_names=tuple(outputs))
     fuse(path, path)
     if precision == "int8":
         whole = path.with_suffix(".fp32.onnx")

@@ -2,8 +2,9 @@
 
 A row is a graph that was timed: a few equal sublayers of one kind and size, or the same frame without them. What one
 sublayer costs is the difference divided by their number, and sizes in between are interpolated (Kwon et al., arXiv
-2204.09656, fit their latencies piecewise too). The file holds one row a line and grows as rows are measured, so an
-interruption loses the row in work and no more.
+2204.09656, fit their latencies piecewise too). Rows are timed side by side in rounds, and what all rows of a round have
+in common is taken off. The file holds one sample a line and grows round by round, so an interruption loses the round in
+work and no more.
 """
 
 from __future__ import annotations
@@ -13,24 +14,29 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnxruntime
 
-from compressor.checkpoints.files import digest_json
+from compressor.checkpoints.files import canonical_json, digest_json
 from compressor.energy import identify_cpu
 from compressor.errors import CheckpointError, UserError
+from compressor.measurement.statistics import mean_interval
+from compressor.methods.structure import ATTENTION, FFN
 
 FORMAT = 1
+RowName: TypeAlias = tuple[str, int, "Precision"]
+RowKey: TypeAlias = tuple[str, int, str, str]
 Precision = Literal["fp32", "int8"]
 Quantity = Literal["cpu_s", "latency_s", "energy_j", "size_bytes"]
 """What can be read from a row; seconds and joules are per call, bytes are those of the file."""
 Timing: TypeAlias = tuple[float, float, float]
 """Median and its 95 % interval."""
 
+KINDS = (ATTENTION, FFN)
 FRAME, EMPTY = "frame", "empty"
 """Kinds of rows besides the sublayers: a small graph without sublayers, and the whole model without them."""
 
@@ -81,6 +87,40 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One graph in one round and one shape of call; seconds and joules of one call."""
+
+    cpu_s: float
+    latency_s: float
+    n_calls: int
+    energy_j: float | None
+    energy_kind: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One turn of a row's graph, as a line of the file holds it; rounds count up through all sessions."""
+
+    kind: str
+    size: int
+    precision: Precision
+    call: str
+    round: int
+    n_sublayers: int
+    size_bytes: int
+    cpu_s: float
+    latency_s: float
+    n_calls: int
+    energy_j: float | None
+    energy_kind: str
+
+    @property
+    def key(self) -> RowKey:
+        """Of its row."""
+        return self.kind, self.size, self.precision, self.call
+
+
+@dataclass(frozen=True)
 class Row:
     """One graph, timed in one shape of call.
 
@@ -90,8 +130,8 @@ class Row:
         precision: of the matrix products.
         call: key of the call's shape.
         n_sublayers: how many of them the graph holds.
-        cpu_s, latency_s: of one call of the graph.
-        n_calls: behind the medians.
+        cpu_s, latency_s: of one call of the graph, over the rounds.
+        n_samples, n_calls: rounds, and calls in all of them.
         size_bytes: of the file.
         energy_j: joules of one call, measured or estimated; None where neither was to be had.
         energy_kind: `measured`, `estimated`, or why there is none.
@@ -104,14 +144,11 @@ class Row:
     n_sublayers: int
     cpu_s: Timing
     latency_s: Timing
+    n_samples: int
     n_calls: int
     size_bytes: int
     energy_j: float | None
     energy_kind: str
-
-    @property
-    def key(self) -> tuple[str, int, str, str]:
-        return self.kind, self.size, self.precision, self.call
 
     def value(self, quantity: Quantity) -> float:
         """The middle of a quantity.
@@ -157,19 +194,48 @@ class CostTable:
 
     device: Device
     model: dict[str, Any]
-    rows: dict[tuple[str, int, str, str], Row] = field(default_factory=dict)
+    samples: dict[RowKey, list[Sample]] = field(default_factory=dict)
     fits: dict[str, Fit] = field(default_factory=dict)
+    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)
     path: Path | None = None
+    _rows: dict[RowKey, Row] | None = field(default=None, repr=False)
+    _first_round: int = 0
 
-    def add(self, row: Row) -> None:
-        """Take a row in, and write it to the file at once."""
-        self.rows[row.key] = row
-        self._append({"row": asdict(row)})
+    def begin_session(self) -> None:
+        """Rounds that follow are a session of their own: they share nothing with earlier ones."""
+        rounds = [sample.round for samples in self.samples.values() for sample in samples]
+        self._first_round = max(rounds, default=-1) + 1
+
+    def add(self, row: RowName, call: CallShape, number: int, turn: Turn, *, n_sublayers: int, size_bytes: int) -> None:
+        """Take in one turn of a row in a round of this session, and write it to the file at once."""
+        kind, size, precision = row
+        sample = Sample(
+            kind, size, precision, call.key, self._first_round + number, n_sublayers, size_bytes, **asdict(turn)
+        )
+        self.samples.setdefault(sample.key, []).append(sample)
+        self._rows = None
+        self._append({"sample": asdict(sample)})
+
+    def n_samples(self, row: RowName, call: CallShape) -> int:
+        """Rounds in which a row was timed."""
+        return len(self.samples.get((*row, call.key), ()))
+
+    @property
+    def rows(self) -> dict[RowKey, Row]:
+        """The rows that the samples make."""
+        if self._rows is None:
+            self._rows = rows_of(self.samples)
+        return self._rows
 
     def add_fit(self, name: str, fit: Fit) -> None:
         """Keep what a check of additivity found."""
         self.fits[name] = fit
         self._append({"fit": {"name": name, **asdict(fit)}})
+
+    def add_comparison(self, key: str, found: dict[str, Any]) -> None:
+        """Keep what a whole model measured against the dense one."""
+        self.comparisons[key] = found
+        self._append({"comparison": {"key": key, **found}})
 
     def sizes(self, kind: str, precision: Precision, call: CallShape) -> list[int]:
         """Measured sizes of a kind of sublayer, increasing."""
@@ -181,6 +247,8 @@ class CostTable:
         Raises:
             UserError: a size beyond those measured, or rows that are missing.
         """
+        if size == 0:
+            return 0.0
         sizes = self.sizes(kind, precision, call)
         frame = self._row(FRAME, 0, precision, call).value(quantity)
         if not sizes or size > sizes[-1]:
@@ -196,11 +264,6 @@ class CostTable:
     def energy_kinds(self) -> set[str]:
         """Whether joules are measured, estimated, or absent and why."""
         return {row.energy_kind for row in self.rows.values()}
-
-    def digest(self) -> str:
-        """Of the rows and fits, in any order."""
-        rows = sorted((asdict(row) for row in self.rows.values()), key=lambda row: json.dumps(row, sort_keys=True))
-        return digest_json({"device": asdict(self.device), "model": self.model, "rows": rows, "fits": _fits(self.fits)})
 
     def to_json(self) -> dict[str, Any]:
         """The whole table as one JSON object, for records of an evaluation."""
@@ -229,6 +292,52 @@ class CostTable:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def rows_of(samples: Mapping[RowKey, Sequence[Sample]]) -> dict[RowKey, Row]:
+    """Rows from samples: what all rows of a round have in common, the machine's speed at that time, is taken off.
+
+    Rows, rounds: x = row x round x noise, all positive, so logarithms add up; the middle of a row is the exponential of
+    its mean, with Student's interval.
+    """
+    drift = {name: _round_factors(samples, name) for name in ("cpu_s", "latency_s")}
+    rows = {}
+    for key, taken in samples.items():
+        timings: dict[str, Timing] = {}
+        for name in ("cpu_s", "latency_s"):
+            logs = [math.log(getattr(one, name)) - drift[name][one.call, one.round] for one in taken]
+            bounds = mean_interval(logs)
+            middle = float(np.exp(np.mean(logs)))
+            timings[name] = (middle, *((math.exp(bounds[0]), math.exp(bounds[1])) if bounds else (middle, middle)))
+        first, joules = taken[0], [one.energy_j for one in taken]
+        known = [value for value in joules if value is not None]
+        # joules per CPU-second hardly drift, and the rounds' factors are those of CPU-seconds
+        per_cpu_s = [value / one.cpu_s for value, one in zip(joules, taken, strict=True) if value is not None]
+        rows[key] = Row(
+            kind=first.kind,
+            size=first.size,
+            precision=first.precision,
+            call=first.call,
+            n_sublayers=first.n_sublayers,
+            cpu_s=timings["cpu_s"],
+            latency_s=timings["latency_s"],
+            n_samples=len(taken),
+            n_calls=sum(one.n_calls for one in taken),
+            size_bytes=first.size_bytes,
+            energy_j=float(np.median(per_cpu_s)) * timings["cpu_s"][0] if len(known) == len(taken) else None,
+            energy_kind=next((one.energy_kind for one in taken if one.energy_j is None), first.energy_kind),
+        )
+    return rows
+
+
+def _round_factors(samples: Mapping[RowKey, Sequence[Sample]], name: str) -> dict[tuple[str, int], float]:
+    """(call, round) -> mean log of how much slower than usual all of its rows were."""
+    above: dict[tuple[str, int], list[float]] = {}
+    for taken in samples.values():
+        usual = np.mean([math.log(getattr(one, name)) for one in taken])
+        for one in taken:
+            above.setdefault((one.call, one.round), []).append(math.log(getattr(one, name)) - usual)
+    return {key: float(np.mean(values)) for key, values in above.items()}
 
 
 def _fits(fits: Mapping[str, Fit]) -> dict[str, Any]:
@@ -281,12 +390,15 @@ def read_table(path: Path) -> CostTable:
             raise CheckpointError(f"a cost table of format {head['format']}; this is {FORMAT}", where=str(path))
         for line in complete[1:]:
             entry = json.loads(line)
-            if "row" in entry:
-                row = _row_of(entry["row"])
-                table.rows[row.key] = row
-            else:
+            if "sample" in entry:
+                sample = Sample(**entry["sample"])
+                table.samples.setdefault(sample.key, []).append(sample)
+            elif "fit" in entry:
                 name = entry["fit"].pop("name")
                 table.fits[name] = _fit_of(entry["fit"])
+            else:
+                key = entry["comparison"].pop("key")
+                table.comparisons[key] = entry["comparison"]
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"this is no cost table, or a damaged one ({error!r})", where=str(path), hint="delete it and measure again"
@@ -296,13 +408,6 @@ def read_table(path: Path) -> CostTable:
 
 def _cut_to(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _row_of(value: dict[str, Any]) -> Row:
-    for name in ("cpu_s", "latency_s"):
-        middle, low, high = value[name]
-        value[name] = (middle, low, high)
-    return Row(**value)
 
 
 def _fit_of(value: dict[str, Any]) -> Fit:
@@ -368,6 +473,18 @@ class Costs:
         total = self._mix(quantity, lambda call: self.table.sublayer(kind, size, used, call, quantity))
         return total * self._slope(kind, quantity)
 
+    def dense(self, sizes: Sequence[tuple[int, int]], quantity: Quantity) -> float:
+        """Cost of the whole model in fp32: what shares of a budget refer to.
+
+        Args:
+            sizes: query heads and neurons of each layer.
+        """
+        costs = self if self.precision == "fp32" else replace(self, precision="fp32", fit=None)
+        parts = [
+            costs.sublayer(kind, size, quantity) for layer in sizes for kind, size in zip(KINDS, layer, strict=True)
+        ]
+        return costs.fixed(quantity) + math.fsum(parts)
+
     def fixed(self, quantity: Quantity) -> float:
         """What no choice changes, in the same unit."""
         empty = self._mix(quantity, lambda call: self.table.empty(self.precision, call, quantity))
@@ -375,6 +492,15 @@ class Costs:
             cpu = self._mix("cpu_s", lambda call: self.table.empty(self.precision, call, "cpu_s"))
             return empty * (self.fit.intercept / cpu)
         return empty
+
+    def digest(self) -> str:
+        """Of the rows that this mix needs and of the fit."""
+        keys = {call.key for call in self.calls}
+        rows = [asdict(row) for row in self.table.rows.values() if row.call in keys and row.precision == self.precision]
+        used = sorted(rows, key=canonical_json)
+        fit = None if self.fit is None else asdict(self.fit)
+        calls = [asdict(call) for call in self.calls]
+        return digest_json({"device": asdict(self.table.device), "rows": used, "fit": fit, "calls": calls})
 
     def _slope(self, kind: str, quantity: Quantity) -> float:
         if self.fit is None or quantity == "size_bytes":

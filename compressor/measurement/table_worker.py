@@ -1,13 +1,12 @@
 """ONNX graphs timed in one process: ``python -m compressor.measurement.table_worker``.
 
-Serves cost tables: each order names a graph and the shape of one call, and is answered by medians over many calls with
-their intervals. One graph is open at a time, since two live sessions disturb each other's threads. Imports no torch.
+Serves cost tables: an order opens a graph, or names the shape of one call and is answered by what a call costs. One
+graph is open at a time, since two live sessions disturb each other's threads. Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import sys
@@ -24,11 +23,7 @@ from compressor.measurement.worker import claim_stdout, die_with_parent, reply
 from compressor.runtime.onnx_runner import open_session
 from compressor.runtime.runners import position_ids
 
-WARM_UP_S = 0.1
-BLOCK_S = 0.06
-"""CPU seconds are read between blocks of calls: the kernel counts those of the other threads in ticks of a few ms."""
-MIN_BLOCKS = 8
-"""Fewest blocks behind an interval: the order statistics of five or fewer have none at 95 %."""
+WARM_UP_S = 0.05
 
 
 def main() -> None:
@@ -67,31 +62,30 @@ class TableWorker:
         return {}
 
     def time(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Call until the interval of the median CPU time is tight, at least `min_s` and at most `max_s` long."""
+        """Call until the window is full: seconds of one call, by the clock (median) and of this process (mean).
+
+        CPU seconds are read at both ends only: the kernel counts those of the other threads in ticks of a few ms.
+        """
         call = self._call(order)
-        began = time.perf_counter()
-        n_warm_up = 0
+        began, n_warm_up = time.perf_counter(), 0
         while n_warm_up < 2 or time.perf_counter() - began < WARM_UP_S:
             call()
             n_warm_up += 1
         wall: list[float] = []
-        cpu: list[float] = []
-        began = time.perf_counter()
-        while True:
-            block, cpu_start, start = len(wall), time.process_time_ns(), time.perf_counter_ns()
-            before = now = start
-            while now - start < BLOCK_S * 1e9:
-                call()
-                now = time.perf_counter_ns()
-                wall.append((now - before) / 1e9)
-                before = now
-            cpu.append((time.process_time_ns() - cpu_start) / 1e9 / (len(wall) - block))
-            spent_s = time.perf_counter() - began
-            is_tight = len(cpu) >= MIN_BLOCKS and half_width(cpu) <= order["within"]
-            if spent_s >= order["max_s"] or (spent_s >= order["min_s"] and is_tight):
-                break
-        counts = {"n_calls": len(wall), "n_warm_up": n_warm_up, "n_blocks": len(cpu)}
-        return {**counts, "latency_s": interval(wall), "cpu_s": interval(cpu)}
+        cpu_start, before = time.process_time_ns(), time.perf_counter_ns()
+        end = before + int(order["window_s"] * 1e9)
+        while not wall or before < end:
+            call()
+            now = time.perf_counter_ns()
+            wall.append((now - before) / 1e9)
+            before = now
+        cpu_s = (time.process_time_ns() - cpu_start) / 1e9 / len(wall)
+        return {
+            "n_calls": len(wall),
+            "n_warm_up": n_warm_up,
+            "latency_s": statistics.median(wall),
+            "cpu_s": cpu_s,
+        }
 
     def _call(self, order: dict[str, Any]) -> Callable[[], object]:
         assert self.session is not None, "a graph is opened before it is timed"
@@ -122,21 +116,6 @@ def make_feeds(
             array = arrays[value.name]
         feeds[value.name] = ort.OrtValue.ortvalue_from_numpy(array)
     return feeds
-
-
-def interval(values: list[float]) -> list[float]:
-    """(median, low, high): the 95 % interval of a median by order statistics, which one slow call cannot move."""
-    ordered = sorted(values)
-    n, reach = len(ordered), 0.98 * math.sqrt(len(ordered))
-    low = ordered[max(0, math.floor(n / 2 - reach))]
-    high = ordered[min(n - 1, math.ceil(n / 2 + reach))]
-    return [statistics.median(ordered), low, high]
-
-
-def half_width(values: list[float]) -> float:
-    """Half the interval as a share of the median."""
-    middle, low, high = interval(values)
-    return (high - low) / 2 / middle if middle > 0 else math.inf
 
 
 if __name__ == "__main__":

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from compressor.measurement.cost_rows import Effort, Timer, time_graph
-from compressor.measurement.cost_table import CallShape, Device
+from compressor.graphs.files import file_bytes
+from compressor.measurement.cost_table import CallShape, Turn
+from compressor.measurement.graph_rounds import Clock, Graph, mixed, opened, run_rounds
 from compressor.measurement.statistics import paired_ratio
-from compressor.measurement.workers import GraphJob, WorkerProcess
 
-ROUNDS = 6
 DENSE, TWIN, PRUNED = "dense", "dense again", "pruned"
 
 
@@ -36,6 +36,7 @@ class Comparison:
         dense_latency_s, latency_s: likewise.
         dense_energy_j, energy_j: joules a token; None where they are not known.
         energy_kind: `measured`, `estimated`, or why there are none.
+        dense_size_bytes, size_bytes: of the files.
         rounds: complete blocks.
     """
 
@@ -49,50 +50,39 @@ class Comparison:
     dense_energy_j: float | None
     energy_j: float | None
     energy_kind: str
+    dense_size_bytes: int
+    size_bytes: int
     rounds: int
 
+    def to_json(self) -> dict[str, Any]:
+        """As a cost table keeps it."""
+        return asdict(self)
 
-@dataclass(frozen=True)
-class _Cost:
-    cpu_s: float
-    latency_s: float
-    energy_j: float | None
-    energy_kind: str
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Comparison:
+        """What `to_json` gave."""
+        ends = value["ratio_ci95"]
+        return cls(**{**value, "ratio_ci95": None if ends is None else (ends[0], ends[1])})
 
 
 class AgainstDense:
     """The dense graph, open twice; use as a context manager.
 
     Args:
-        dense: its ONNX file.
+        dense: the dense model's graph.
         calls: the mix.
-        device: threads and provider.
-        timer: how energy is read.
+        clock: threads, provider, seconds of one turn, and how energy is read.
         rounds: complete blocks of a comparison.
-        window_s: seconds of one turn and shape.
     """
 
-    def __init__(
-        self,
-        dense: Path,
-        calls: Sequence[CallShape],
-        device: Device,
-        timer: Timer,
-        *,
-        rounds: int = ROUNDS,
-        window_s: float = 0.5,
-    ) -> None:
-        self._dense, self._calls, self._device, self._rounds = dense, tuple(calls), device, rounds
-        self._timer = Timer(
-            timer.model, timer.is_decoder, timer.output, Effort(window_s, window_s), timer.meters, timer.calibration
-        )
+    def __init__(self, dense: Graph, calls: Sequence[CallShape], clock: Clock, *, rounds: int) -> None:
+        self._dense, self._calls, self._clock, self._rounds = dense, tuple(calls), clock, rounds
         self._stack = ExitStack()
-        self._crew: dict[str, WorkerProcess] = {}
 
     def __enter__(self) -> AgainstDense:
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="whole-models-")))
-        for name in (DENSE, TWIN):
-            self._crew[name] = self._start(name, self._dense, self._stack)
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="whole-models-")))
+        both = [replace(self._dense, name=name) for name in (DENSE, TWIN)]
+        self._crew = self._stack.enter_context(opened(both, self._clock, folder, one_process=False))
         return self
 
     def __exit__(
@@ -100,22 +90,18 @@ class AgainstDense:
     ) -> None:
         self._stack.close()
 
-    def compare(self, pruned: Path, *, seed: int = 0) -> Comparison:
+    def compare(self, pruned: Graph, *, seed: int = 0) -> Comparison:
         """Time a pruned graph beside the dense one."""
-        rng = np.random.default_rng(seed)
-        found: dict[str, list[_Cost]] = {DENSE: [], TWIN: [], PRUNED: []}
-        with ExitStack() as stack:
-            crew = {**self._crew, PRUNED: self._start(PRUNED, pruned, stack)}
-            for _ in range(self._rounds):
-                for name in rng.permutation(sorted(crew)):
-                    found[str(name)].append(self._turn(crew[str(name)]))
-        ratio = paired_ratio([c.cpu_s for c in found[PRUNED]], [c.cpu_s for c in found[DENSE]], seed=seed)
-        aa = paired_ratio([c.cpu_s for c in found[TWIN]], [c.cpu_s for c in found[DENSE]], seed=seed)
-        aa_ends = aa.ci95 or (aa.value, aa.value)
+        self._crew.add(replace(pruned, name=PRUNED), one_process=False)
+        rounds = run_rounds(self._crew, self._calls, self._rounds, seed=seed)
+        self._crew.drop(PRUNED)
+        found = {name: [mixed(turns[name], self._calls) for turns in rounds] for name in (DENSE, TWIN, PRUNED)}
+        ratio = paired_ratio([one.cpu_s for one in found[PRUNED]], [one.cpu_s for one in found[DENSE]], seed=seed)
+        aa = paired_ratio([one.cpu_s for one in found[TWIN]], [one.cpu_s for one in found[DENSE]], seed=seed)
         return Comparison(
             ratio=ratio.value,
             ratio_ci95=ratio.ci95,
-            aa_bound=max(abs(math.expm1(abs(math.log(end)))) for end in aa_ends),
+            aa_bound=max(math.expm1(abs(math.log(end))) for end in aa.ci95 or (aa.value,)),
             dense_cpu_s=_median(found[DENSE], "cpu_s"),
             cpu_s=_median(found[PRUNED], "cpu_s"),
             dense_latency_s=_median(found[DENSE], "latency_s"),
@@ -123,36 +109,16 @@ class AgainstDense:
             dense_energy_j=_joules(found[DENSE]),
             energy_j=_joules(found[PRUNED]),
             energy_kind=found[PRUNED][0].energy_kind,
+            dense_size_bytes=file_bytes(self._dense.path),
+            size_bytes=file_bytes(pruned.path),
             rounds=self._rounds,
         )
 
-    def _start(self, name: str, path: Path, stack: ExitStack) -> WorkerProcess:
-        job = GraphJob(name, self._device.threads, self._device.provider, {})
-        worker = stack.enter_context(WorkerProcess(job, self._folder / f"{name}.log"))
-        worker.wait_until_ready()
-        worker.ask("open", path=str(path))
-        worker.pause()
-        return worker
 
-    def _turn(self, worker: WorkerProcess) -> _Cost:
-        worker.resume()
-        cpu_s = latency_s = joules = 0.0
-        kind, is_known = "", True
-        for call in self._calls:
-            vocab_size = int(self._timer.model.config.vocab_size)
-            timed, energy_j, kind = time_graph(worker, call, vocab_size=vocab_size, timer=self._timer)
-            cpu_s += call.weight * timed["cpu_s"][0] / call.real_tokens
-            latency_s += call.weight * timed["latency_s"][0]
-            is_known = is_known and energy_j is not None
-            joules += call.weight * (energy_j or 0.0) / call.real_tokens
-        worker.pause()
-        return _Cost(cpu_s, latency_s, joules if is_known else None, kind)
+def _median(turns: Sequence[Turn], name: str) -> float:
+    return float(np.median([getattr(turn, name) for turn in turns]))
 
 
-def _median(costs: Sequence[_Cost], name: str) -> float:
-    return float(np.median([getattr(cost, name) for cost in costs]))
-
-
-def _joules(costs: Sequence[_Cost]) -> float | None:
-    known = [cost.energy_j for cost in costs if cost.energy_j is not None]
-    return float(np.median(known)) if len(known) == len(costs) else None
+def _joules(turns: Sequence[Turn]) -> float | None:
+    known = [turn.energy_j for turn in turns if turn.energy_j is not None]
+    return float(np.median(known)) if len(known) == len(turns) else None

@@ -60,6 +60,9 @@ class Judge:
         """What is judged, one (positions, width) tensor per output."""
         output, mask = run_model(self.model, batch), real_tokens(batch)
         if self.score == "cosine":
+            sentence = getattr(output, "sentence_embedding", None)
+            if sentence is not None:
+                return [sentence]
             hidden = getattr(output, "last_hidden_state", None)
             if hidden is None:
                 raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compressor import energy
 from compressor.checkpoints.store import Checkpoint
@@ -12,6 +13,9 @@ from compressor.data.splits import StageData
 from compressor.schema.events import Emit
 from compressor.spec.evaluation import Target
 from compressor.spec.tasks import Task
+
+if TYPE_CHECKING:
+    from compressor.measurement.cost_basis import CostBasis  # brings torch
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class StageContext:
         workdir: outlives a crash, so training resumes from it; never part of a checkpoint.
         cache_dir: shared by the stages of a run (teacher outputs); `workdir` where absent.
         calibration: watts of this machine for the stage's estimated energy; no part of what the stage makes.
+        costs: measured costs for a pruning under a measured budget; their digest is in the fingerprint.
     """
 
     data: StageData
@@ -47,6 +52,7 @@ class StageContext:
     workdir: Path
     cache_dir: Path | None = None
     calibration: energy.Calibration | None = None
+    costs: CostBasis | None = None
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,29 @@ from transformers import PreTrainedModel
 
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import load_tokenizer
-from compressor.methods.choosing import Choice, choose, dense_cost, macs_cost, parameter_cost, score_options
+from compressor.errors import UserError
+from compressor.methods.fractions import Fractions, prune_to_fractions
+from compressor.methods.judging import Score
 from compressor.methods.pruning import prune_model
 from compressor.methods.structure import Structure
-from compressor.methods.surgery import n_parameters
+from compressor.methods.surgery import n_parameters, stock_fit
 from compressor.methods.units import Importance
-from compressor.runtime.torch_models import load_module, quiet_transformers
+from compressor.runtime.torch_models import load_module, quiet_transformers, with_head
 from compressor.schema.events import Emit, Progress
+from compressor.spec.budgets import Search
 from compressor.spec.stages import Prune
+from compressor.spec.tasks import Task
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.rows import calibration_batches, metric_of, pad_id_of, validation_rows
 from compressor.stages.sealing import Made, seal_module
+from compressor.stages.searching import Request, search
 from compressor.training.evaluate import evaluate
 from compressor.training.rows import Batch, Row
 
 IMPORTANCES: dict[str, Importance] = {
     "block_obs": "block_obs", "magnitude": "magnitude", "wanda": "wanda", "flap": "fluctuation", "taylor": "taylor",
-    "fisher": "fisher",
+    "fisher": "fisher", "activation_mean": "activation_mean",
 }  # fmt: skip
 """The pipeline's word (a method) -> the measure that it ranks by."""
 
@@ -54,7 +59,14 @@ def prune(config: Prune, inputs: SourceInput, out_dir: Path, ctx: StageContext) 
         batches = calibration_batches(source, ctx)
         validation = validation_rows(source, ctx)
         n_before, before = n_parameters(module), _validate(module, validation, source, ctx)
-        module, kept, choice = _prune(config, module, batches, emit)
+        module, kept, choice = _prune(config, module, batches, ctx, emit)
+        if config.layout == "uniform" and not fits_stock_config(module):
+            raise UserError(
+                f"the result is no uniform shape: {stock_fit(module).reason}",
+                where=f"stages.{config.id}.layout",
+                hint="set `layout: per_layer`, prune the feed-forward width alone, or keep the same fraction of hidden "
+                "channels as of heads",
+            )
         after = _validate(module, validation, source, ctx)
     lineage = source.content.structure or source.record.realised.get("structure")
     structure = kept if lineage is None else Structure.from_json(lineage).then(kept)
@@ -75,7 +87,12 @@ def prune(config: Prune, inputs: SourceInput, out_dir: Path, ctx: StageContext) 
                 "choice": choice,
                 "validation": None
                 if validation is None
-                else {"metric": metric_of(ctx.task).name, "rows": len(validation), "before": before, "after": after},
+                else {
+                    "metric": metric_of(ctx.task, source.content.labels).name,
+                    "rows": len(validation),
+                    "before": before,
+                    "after": after,
+                },
             },
         ),
         ctx=ctx,
@@ -95,63 +112,60 @@ def fits_stock_config(module: PreTrainedModel) -> bool:
 
 
 def _prune(
-    config: Prune, module: PreTrainedModel, batches: Sequence[Batch], emit: Emit
+    config: Prune, module: PreTrainedModel, batches: Sequence[Batch], ctx: StageContext, emit: Emit
 ) -> tuple[PreTrainedModel, Structure, dict[str, Any] | None]:
     importance = IMPORTANCES[config.importance]
-    if config.keep is not None:
-        keep = config.keep
+    if config.backend == "torch-pruning":
+        from compressor.methods.torch_pruning import prune_by_torch_pruning  # an extra
+
+        assert config.keep is not None, "the settings allow this backend with `keep` only"
         emit(Progress(config.id, "prune", 0, 1))
-        module, kept = prune_model(
-            module,
-            batches,
-            heads=keep.heads if keep.heads < 1 else None,
-            ffn=keep.ffn if keep.ffn < 1 else None,
-            importance=importance,
-            recovery=config.recovery,
-            ffn_granule=config.granule,
+        kept = prune_by_torch_pruning(
+            module, batches[0], heads=config.keep.heads, ffn=config.keep.ffn, granule=config.granule
         )
         emit(Progress(config.id, "prune", 1, 1))
         return module, kept, None
-    choice = _choose(config, module, batches, importance, emit)
+    if config.keep is not None:
+        module, kept = prune_to_fractions(
+            module,
+            batches,
+            Fractions(**config.keep.model_dump()),
+            depth_by=config.depth_by,
+            importance=importance,
+            recovery=config.recovery,
+            granule=config.granule,
+            on_progress=lambda what, done, of: emit(Progress(config.id, what, done, of)),
+        )
+        return module, kept, None
+    assert config.budget is not None, "the settings have `keep` or `budget`"
+    request = Request(
+        stage=config.id,
+        budget=config.budget,
+        search=config.search or Search(),
+        importance=importance,
+        recovery=config.recovery,
+        granule=config.granule,
+        score=score_of(ctx.task),
+    )
+    found = search(request, module, batches, ctx.costs, emit)
     module, kept = prune_model(
         module,
         batches,
-        heads=choice.n_heads,
-        ffn=choice.ffn_widths,
+        heads=found.n_heads,
+        ffn=found.ffn_widths,
         importance=importance,
         recovery=config.recovery,
         ffn_granule=config.granule,
     )
-    facts = {
-        "predicted_loss": choice.predicted_loss,
-        "predicted_cost_ratio": choice.predicted_cost / choice.dense_cost,
-        "cost": next(iter(config.budget.limits)) if config.budget is not None else None,
-    }
-    return module, kept, facts
+    return module, kept, found.facts
 
 
-def _choose(
-    config: Prune, module: PreTrainedModel, batches: Sequence[Batch], importance: Importance, emit: Emit
-) -> Choice:
-    """What each layer keeps under the budget; scored on every fourth batch, ranked and refitted on the others."""
-    assert config.budget is not None
-    name, limit = next(iter(config.budget.limits.items()))
-    if name == "macs":
-        n_rows = sum(len(batch["input_ids"]) for batch in batches)
-        n_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        cost = macs_cost(module, n_tokens=max(1, round(n_tokens / n_rows)))
-    else:
-        cost = parameter_cost(module)
-    scores = score_options(
-        module,
-        [batch for number, batch in enumerate(batches) if number % 4 or len(batches) == 1],
-        score_batches=batches[::4],
-        importance=importance,
-        recovery=config.recovery,
-        ffn_granule=config.granule,
-        on_progress=lambda done, of: emit(Progress(config.id, "score options", done, of)),
-    )
-    return choose(scores, cost, limit.of(dense_cost(scores.source, cost)))
+def score_of(task: Task) -> Score:
+    """How far a changed model is from the dense one: in the vectors, the number, the answers given apart, or the
+    distribution that it answers with."""
+    if task.kind == "embedding":
+        return "cosine"
+    return "mse" if task.kind in ("number", "classes") else "kl"
 
 
 def _validate(
@@ -160,4 +174,9 @@ def _validate(
     if rows is None:
         return None
     pad_id = pad_id_of(load_tokenizer(source.path))
-    return evaluate(module, rows, metric=metric_of(ctx.task), pad_id=pad_id)
+    return evaluate(
+        with_head(module, source.path, ctx.task),
+        rows,
+        metric=metric_of(ctx.task, source.content.labels),
+        pad_id=pad_id,
+    )

@@ -1,0 +1,165 @@
+"""Everything a search under a measured budget stands on: a filled table, believed only after its sums were checked."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from transformers import PreTrainedModel
+
+from compressor import energy
+from compressor.checkpoints.files import digest_json
+from compressor.errors import UserError
+from compressor.measurement.additivity import check_additivity, fit_name
+from compressor.measurement.cost_graphs import model_shape, sliced
+from compressor.measurement.cost_rows import Effort, Timer, fill_table, wanted_rows
+from compressor.measurement.cost_table import (
+    CallShape,
+    Costs,
+    Precision,
+    open_table,
+    table_path,
+    tables_folder,
+    this_device,
+)
+from compressor.measurement.graph_rounds import Graph
+from compressor.measurement.session import find_meters
+from compressor.measurement.whole_models import AgainstDense, Comparison
+
+Progress = Callable[[str, int, int], None]
+"""Told (what is being done, done, total)."""
+
+
+@dataclass(frozen=True)
+class CostBasis:
+    """Costs to choose by, and how whole models are timed against them."""
+
+    costs: Costs
+    timer: Timer
+
+    def digest(self) -> str:
+        """What a choice depends on of all this: it goes into the stage's fingerprint."""
+        return self.costs.digest()
+
+
+def measure_costs(
+    model: PreTrainedModel,
+    *,
+    is_decoder: bool,
+    outputs: Sequence[str],
+    calls: Sequence[CallShape],
+    precision: Precision,
+    granule: int,
+    threads: int,
+    provider: str,
+    path: Path | None = None,
+    accept_other_device: bool = False,
+    calibration: energy.Calibration | None = None,
+    effort: Effort | None = None,
+    check: bool = True,
+    on_progress: Progress = lambda task, done, total: None,
+) -> CostBasis:
+    """The cost table of a model on this machine: what is missing is measured, and its sums are checked.
+
+    Args:
+        model: whose sublayers; a stock or pruned one.
+        is_decoder, outputs: how it is exported.
+        calls: the mix of calls.
+        precision: what will ship.
+        granule: FFN widths are measured at multiples of it.
+        threads, provider: of one inference.
+        path: a table to use; this machine's own, kept for all runs, where None.
+        accept_other_device: believe a table of another device.
+        calibration: watts of this machine, where energy is estimated.
+        effort: of each row.
+        check: hold sums against random whole models.
+
+    Raises:
+        UserError: a table of another device or model, or one of another device without a row that is needed.
+        StageError: sums over the table do not predict whole models.
+    """
+    device, shape = this_device(threads=threads, provider=provider), model_shape(model)
+    if path is not None and not path.exists():
+        raise UserError("no such cost table", where=str(path), hint="leave it out, and one is measured")
+    file = path if path is not None else table_path(tables_folder(), device, shape)
+    table = open_table(file, device, shape, accept_other_device=accept_other_device)
+    timer = Timer(model, is_decoder, tuple(outputs), effort or Effort(), find_meters(), calibration)
+    is_ours = table.device == device
+    if is_ours:
+        precisions: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", precision]
+        rows = wanted_rows(model, precisions, granule)
+        fill_table(table, timer, rows, calls, on_progress=lambda done, total: on_progress("cost table", done, total))
+    elif check and fit_name(calls, precision) not in table.fits:
+        raise UserError(
+            "the cost table was not checked on whole models for these workloads, and its device is not here",
+            where=str(file),
+            hint="use it with the workloads that it was measured for, or measure one here",
+        )
+    fit = None
+    if check:
+        fit = check_additivity(
+            table,
+            timer,
+            calls,
+            precision,
+            granule=granule,
+            on_progress=lambda done, total: on_progress("cost table: whole models", done, total),
+        )
+    return CostBasis(Costs(table, tuple(calls), precision, fit), timer)
+
+
+class WholeModels:
+    """The dense model beside candidates for its place; use as a context manager.
+
+    A comparison is kept with the table: given the same file, a search takes the same way again.
+    """
+
+    def __init__(self, model: PreTrainedModel, basis: CostBasis) -> None:
+        self._model, self._basis = model, basis
+        self._stack = ExitStack()
+        self._against: AgainstDense | None = None
+
+    def __enter__(self) -> WholeModels:
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="whole-models-")))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def compare(self, sizes: Sequence[tuple[int, int, int]]) -> Comparison:
+        """Export a structure and time it against the dense model.
+
+        Args:
+            sizes: query heads, key/value heads and neurons of each layer.
+        """
+        costs = self._basis.costs
+        key = digest_json([[list(layer) for layer in sizes], fit_name(costs.calls, costs.precision)])
+        known = costs.table.comparisons
+        if key not in known:
+            found = self._open().compare(self._write(sizes, "pruned.onnx"))
+            costs.table.add_comparison(key, found.to_json())
+        return Comparison.from_json(known[key])
+
+    def compare_file(self, path: Path) -> Comparison:
+        """Time a graph that is there already, whatever was measured before."""
+        return self._open().compare(Graph(path.stem, path, int(self._model.config.vocab_size)))
+
+    def _open(self) -> AgainstDense:
+        if self._against is None:
+            basis, effort = self._basis, self._basis.timer.effort
+            clock = basis.timer.clock(basis.costs.table.device, effort.whole_window_s)
+            self._against = self._stack.enter_context(
+                AgainstDense(self._write(None, "dense.onnx"), basis.costs.calls, clock, rounds=effort.whole_rounds)
+            )
+        return self._against
+
+    def _write(self, sizes: Sequence[tuple[int, int, int]] | None, name: str) -> Graph:
+        small = self._model if sizes is None else sliced(self._model, sizes)
+        precision: Precision = "fp32" if sizes is None else self._basis.costs.precision
+        return self._basis.timer.write(small, self._folder / name, precision)
