@@ -37,13 +37,17 @@ class WordRow:
 
 
 def encode_words(
-    tokenizer: PreTrainedTokenizerFast, sentences: Sequence[Sequence[str]], max_tokens: int
+    tokenizer: PreTrainedTokenizerFast, sentences: Sequence[Sequence[str]], max_tokens: int | None
 ) -> list[WordRow]:
-    """Sentences as tokens, with the first token of each word; a word that leaves none (a control character) drops out."""
+    """Sentences as tokens, with the first token of each word; one that leaves none (control characters) drops out."""
     if not sentences:
         return []
     encoding = tokenizer(
-        [" ".join(words) for words in sentences], truncation=True, max_length=max_tokens, return_offsets_mapping=True
+        [" ".join(words) for words in sentences],
+        truncation=max_tokens is not None,
+        max_length=max_tokens,
+        return_offsets_mapping=True,
+        verbose=False,
     )
     rows = []
     for number, words in enumerate(sentences):

@@ -119,9 +119,11 @@ def _word_piece(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int) -> list[Encoded]:
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int | None) -> list[Encoded]:
     """Each text as ids with special tokens, cut to `max_tokens` and not padded."""
-    encoding = tokenizer(list(texts), truncation=True, max_length=max_tokens)
+    if not texts:
+        return []
+    encoding = tokenizer(list(texts), truncation=max_tokens is not None, max_length=max_tokens, verbose=False)
     names = [name for name in encoding if name in _PADDING or name == "input_ids"]
     return [{name: encoding[name][row] for name in names} for row in range(len(texts))]
 

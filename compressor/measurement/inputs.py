@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from compressor.data.aligned import special_ids_around
 from compressor.data.tokenize import Encoded, batches, encode_rows, pad, windows
 from compressor.errors import DataError, UserError
 from compressor.measurement.arrays import Batch, save_batches
@@ -63,10 +64,15 @@ class PreparedRows:
         path: the batches.
         digest: of the arrays: equal inputs have an equal digest.
         settings: what the numbers will depend on.
-        labels: class of each row (classification); None otherwise.
+        labels: class of each row (classification), its classes as 0 and 1 (n, C), its number, the class of each word,
+            or how alike each pair is; None otherwise.
         window_tokens: predicted tokens of each window (language models); None otherwise.
         window_bytes: UTF-8 bytes that they stand for.
         targets: the predicted tokens themselves, in order.
+        groups: what belongs together and is drawn together: the row of each word or hidden token, or the query of each
+            passage; (n,).
+        pairs: of an embedder, which two texts make each pair, (n, 2).
+        questions: of question answering, each with its windows.
     """
 
     kind: OutputKind
@@ -77,6 +83,26 @@ class PreparedRows:
     window_tokens: np.ndarray | None = None
     window_bytes: np.ndarray | None = None
     targets: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    pairs: np.ndarray | None = None
+    questions: tuple[Question, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and where to look for its answer.
+
+    Attributes:
+        text: the text that may answer it.
+        answers: the right ones; none where the text does not tell.
+        windows: (first token, token after the last) of each window among all real tokens of the split.
+        offsets: of each window, the characters of each of its tokens; (-1, -1) outside the text.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    windows: tuple[tuple[int, int], ...]
+    offsets: tuple[tuple[tuple[int, int], ...], ...]
 
 
 def prepare_workload(
@@ -92,6 +118,7 @@ def prepare_workload(
         raise UserError(
             f"output_tokens is for tasks that generate; {task.name} does not", where=f"workloads.{workload.id}"
         )
+    rows = texts_of(rows, task)
     if workload.from_data:
         chosen = rows.select(range(min(workload.rows, len(rows))))
         n_bytes: int | None
@@ -121,6 +148,15 @@ def prepare_workload(
         padding_ratio=1 - n_real / n_positions,
         input_bytes=n_bytes,
         output_tokens=output_lengths(workload.output_tokens) if workload.output_tokens is not None else (),
+    )
+
+
+def texts_of(rows: Dataset, task: Task) -> Dataset:
+    """What one request holds: an embedder reads the two texts of a pair by themselves."""
+    if task.kind != "embedding" or "text_pair" not in rows.column_names:
+        return rows
+    return Dataset.from_dict(
+        {"text": [text for pair in zip(rows["text"], rows["text_pair"], strict=True) for text in pair]}
     )
 
 
@@ -170,14 +206,6 @@ def rows_of_length(
     return encoded
 
 
-def special_ids_around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """The special tokens that this tokenizer puts before and after a text."""
-    encoding = tokenizer("a", return_special_tokens_mask=True)
-    text = [i for i, is_special in enumerate(encoding["special_tokens_mask"]) if not is_special]
-    ids = list(encoding["input_ids"])
-    return ids[: text[0]], ids[text[-1] + 1 :]
-
-
 def output_lengths(longest: int) -> tuple[int, ...]:
     """Lengths over which decoding is fitted: a quarter, a half and all of the longest.
 
@@ -188,16 +216,6 @@ def output_lengths(longest: int) -> tuple[int, ...]:
     if len(lengths) < 2 or longest < 3:
         raise UserError(f"output_tokens: {longest} is too few to fit a cost per token", hint="ask for 8 or more")
     return lengths
-
-
-def prepare_labelled_rows(
-    rows: Dataset, tokenizer: PreTrainedTokenizerFast, *, batch: int, max_tokens: int, folder: Path
-) -> PreparedRows:
-    """The rows of a classification test split, in file order."""
-    assert tokenizer.pad_token_id is not None
-    made: list[Batch] = list(batches(encode_rows(tokenizer, rows, max_tokens), batch, int(tokenizer.pad_token_id)))
-    settings = {"batch": batch, "order": "file", "max_tokens": max_tokens}
-    return _save(made, folder, "rows", PreparedRows("logits", folder, "", settings, labels=np.array(rows["label"])))
 
 
 def prepare_windows(
@@ -236,10 +254,11 @@ def prepare_windows(
         window_bytes=np.array([window.n_bytes for window in cut]),
         targets=np.concatenate([window.ids[-window.n_scored :] for window in cut]),
     )
-    return _save(made, folder, str(settings["path"]), prepared)
+    return save_rows(made, folder, str(settings["path"]), prepared)
 
 
-def _save(made: list[Batch], folder: Path, name: str, prepared: PreparedRows) -> PreparedRows:
+def save_rows(made: list[Batch], folder: Path, name: str, prepared: PreparedRows) -> PreparedRows:
+    """Write the batches, and say in the rows where they are and what they hold."""
     path = folder / f"quality-{name}.npz"
     save_batches(path, made)
     digest = hashlib.sha256()

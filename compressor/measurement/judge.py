@@ -23,12 +23,12 @@ from compressor.measurement.answers import Answering, Answers, collect_answers
 from compressor.measurement.assemble import assemble, candidate_of, headline_of, session_records
 from compressor.measurement.certificate import with_certificates
 from compressor.measurement.costs import measurement_of
+from compressor.measurement.encoder_rows import prepare_encoder_rows
 from compressor.measurement.environment import read_environment
 from compressor.measurement.gates import hold_readings, hold_to_gates
 from compressor.measurement.inputs import (
     DECODE_PATH_TOKENS,
     PreparedRows,
-    prepare_labelled_rows,
     prepare_windows,
     prepare_workload,
 )
@@ -43,6 +43,7 @@ from compressor.measurement.quality import (
 )
 from compressor.measurement.session import Session, find_meters, run_sessions
 from compressor.measurement.suite import CandidateSpec, Suite, suite_of
+from compressor.measurement.task_quality import judge_task
 from compressor.measurement.workers import Job
 from compressor.schema.events import CandidateMeasured, Emit, Note
 from compressor.schema.report import Failure, Measurement, Quality, Report, StageCost
@@ -130,7 +131,7 @@ def judge_suite(
 ) -> Report:
     """As `judge`, for a suite that need not come from a pipeline."""
     meters = find_meters()
-    names = choose_metrics(suite.task, suite.evaluate.metrics, metrics)
+    names = choose_metrics(suite.task, suite.evaluate.metrics, metrics, test.rows)
     judged = Judged(test.name, baseline, suite.seed, names, metrics)
     environment = read_environment()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -223,8 +224,16 @@ def _judge_quality(
         main = cut(n_tokens=None)
         decode_path = cut(n_tokens=DECODE_PATH_TOKENS)
     else:
-        batch, max_tokens = suite.workloads[0].batch, suite.data.max_tokens
-        main = prepare_labelled_rows(rows, tokenizer, batch=batch, max_tokens=max_tokens, folder=work.folder)
+        main = prepare_encoder_rows(
+            rows,
+            tokenizer,
+            suite.task,
+            n_classes=len(_classes(work)),
+            batch=suite.workloads[0].batch,
+            max_tokens=suite.data.max_tokens,
+            seed=suite.seed,
+            folder=work.folder,
+        )
     parts = [Answering(main, work.candidates)]
     if decode_path is not None:
         parts.append(Answering(decode_path, [spec for spec in work.candidates if _is_dynamic(spec)]))
@@ -240,7 +249,7 @@ def _judge_quality(
     quality = {}
     for spec in alive:
         base = answers.get((work.baseline, main.kind)) if spec.id != work.baseline else None
-        quality[spec.id] = _quality_rows(judged, main, decode_path, spec, answers, base)
+        quality[spec.id] = _quality_rows(judged, work, main, decode_path, spec, answers, base)
         if suite.task.kind == "class" and main.labels is not None:
             logits = answers[spec.id, main.kind]["logits"]
             other = None if base is None else base["logits"].argmax(axis=1)
@@ -256,8 +265,14 @@ def _is_dynamic(spec: CandidateSpec) -> bool:
     return spec.checkpoint.variant(spec.variant_id).scheme == "w8a8-dynamic"
 
 
+def _classes(work: _Work) -> tuple[str, ...]:
+    """Names of the head's classes, the pipeline's or the checkpoint's own."""
+    return work.suite.labels or work.candidates[0].checkpoint.content.labels or ()
+
+
 def _quality_rows(
     judged: Judged,
+    work: _Work,
     main: PreparedRows,
     decode_path: PreparedRows | None,
     spec: CandidateSpec,
@@ -265,8 +280,11 @@ def _quality_rows(
     baseline: Answers | None,
 ) -> tuple[Quality, ...]:
     own = answers[spec.id, main.kind]
-    if main.labels is not None:
+    task = work.suite.task
+    if task.kind == "class":
         return judge_labels(judged, main, own, baseline)
+    if not task.is_decoder:
+        return judge_task(judged, task, main, own, baseline, _classes(work))
     found = judge_tokens(judged, main, own, baseline)
     if decode_path is not None and (spec.id, decode_path.kind) in answers:
         found = (*found, judge_decode_path(judged, decode_path, answers[spec.id, decode_path.kind], own))

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from datasets import Dataset
 
-from compressor.errors import UserError
+from compressor.errors import DataError, UserError
 from compressor.measurement import statistics as st
 from compressor.measurement.arrays import Array
 from compressor.measurement.inputs import PreparedRows
@@ -62,11 +63,12 @@ class Judged:
         )
 
 
-def choose_metrics(task: Task, asked: Sequence[str], own: Mapping[str, Metric]) -> tuple[str, ...]:
-    """The metrics to report: those asked for, or all of the task's, and always the user's own.
+def choose_metrics(task: Task, asked: Sequence[str], own: Mapping[str, Metric], rows: Dataset) -> tuple[str, ...]:
+    """The metrics to report: those asked for, or all of the task's that these rows can show, and the user's own.
 
     Raises:
         UserError: a metric that is neither.
+        DataError: one that is asked for and that the rows cannot show.
     """
     unknown = [name for name in asked if name not in task.metrics and name not in own]
     if unknown:
@@ -75,8 +77,24 @@ def choose_metrics(task: Task, asked: Sequence[str], own: Mapping[str, Metric]) 
             where="evaluate.metrics",
             hint=f"there are {', '.join([*task.metrics, *own])}; others go in as compressor.run(..., metrics=...)",
         )
-    named = tuple(asked) or task.metrics
+    lacks = {name: lack for name in task.metrics if (lack := _lack(name, task, rows)) is not None}
+    for name in asked:
+        if name in lacks and not (name == "ndcg_at_10" and "label" in rows.column_names):
+            raise DataError(f"{name} cannot be had: {lacks[name]}", where="data.test", hint="leave it out")
+    named = tuple(asked) or tuple(name for name in task.metrics if name not in lacks)
     return named + tuple(name for name in own if name not in named)
+
+
+def _lack(metric: str, task: Task, rows: Dataset) -> str | None:
+    """Why these rows say nothing by a metric; None where they do."""
+    if task.kind not in ("embedding", "number"):
+        return None
+    if "label" not in rows.column_names:
+        return "the rows have no second text with a label"
+    if metric == "ndcg_at_10":
+        several = len(set(rows["text"])) < len(rows)
+        return None if several else "no query has several passages"
+    return None if len(set(rows["label"])) > 1 else "all rows have the same label"
 
 
 def interval(bounds: st.Bounds | None) -> Interval | None:
@@ -120,7 +138,7 @@ def judge_labels(
         found.append(judged.row(metric, value, ci, labels.size, paired, rows.settings))
     if baseline is not None and baseline["logits"].shape == answers["logits"].shape:
         divergence = kl(log_softmax(baseline["logits"]), log_softmax(answers["logits"]))
-        found += _distance_rows(judged, predicted == other, divergence, rows.settings)
+        found += distance_rows(judged, predicted == other, divergence, rows.settings)
     return tuple(found)
 
 
@@ -160,7 +178,7 @@ def _bootstrapped(
         seed=judged.seed,
         n_resamples=n_resamples,
     )
-    return value, ci, _paired(judged, delta, bounds)
+    return value, ci, paired_by_bootstrap(judged, delta, bounds)
 
 
 def macro_f1(predicted: Ids, labels: Ids, n_classes: int) -> float:
@@ -210,7 +228,7 @@ def judge_tokens(
         found.append(judged.row(metric, value, ci, n_tokens, paired, rows.settings))
     if baseline is not None and baseline["kept_log_probs"].shape == answers["kept_log_probs"].shape:
         divergence = kl(baseline["kept_log_probs"].astype(float), answers["kept_log_probs"].astype(float))
-        found += _distance_rows(judged, answers["top1"] == baseline["top1"], divergence, rows.settings)
+        found += distance_rows(judged, answers["top1"] == baseline["top1"], divergence, rows.settings)
     return tuple(found)
 
 
@@ -237,7 +255,7 @@ def _perplexity(
     value = float(np.exp(sums.sum() / counts.sum()))
     if other is None:
         return value, ci, None
-    return value, ci, _paired(judged, value - float(np.exp(other.sum() / counts.sum())), delta_ci)
+    return value, ci, paired_by_bootstrap(judged, value - float(np.exp(other.sum() / counts.sum())), delta_ci)
 
 
 # Both ----------------------------------------------------------------------------------------------------------------
@@ -249,7 +267,7 @@ def kl(log_p: Array, log_q: Array) -> npt.NDArray[np.float64]:
     return result
 
 
-def _distance_rows(judged: Judged, agree: Array, divergence: Array, settings: dict[str, Any]) -> list[Quality]:
+def distance_rows(judged: Judged, agree: Array, divergence: Array, settings: dict[str, Any]) -> list[Quality]:
     """How far the answers moved from the baseline's, right or wrong."""
     n_agree, n = int(agree.sum()), int(agree.size)
     ci = st.bootstrap_rows(lambda i: float(divergence[i].mean()), divergence.size, seed=judged.seed)
@@ -259,7 +277,8 @@ def _distance_rows(judged: Judged, agree: Array, divergence: Array, settings: di
     ]
 
 
-def _paired(judged: Judged, delta: float, bounds: st.Bounds | None) -> Paired | None:
+def paired_by_bootstrap(judged: Judged, delta: float, bounds: st.Bounds | None) -> Paired | None:
+    """The report's type for a difference that was drawn again and again."""
     if bounds is None:
         return None
     return Paired(

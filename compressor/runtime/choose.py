@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from compressor.checkpoints.manifest import Content, Variant
+from compressor.checkpoints.sentence import MODULES
 from compressor.errors import CheckpointError, MissingPackageError, UnsupportedError
 from compressor.spec.tasks import TASKS, Task, TaskName
 
@@ -151,6 +153,18 @@ def plain_graph(folder: Path, *, precision: str | None, runtime: str | None) -> 
     )
 
 
+def _by_head(folder: Path) -> TaskName:
+    """What a sequence classifier is for, by what its config says of its head; one output is a number."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "sequence-classification"
+    if config.get("problem_type") == "multi_label_classification":
+        return "multi-label-classification"
+    n_outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    return "regression" if n_outputs == 1 else "sequence-classification"
+
+
 TASK_OF_ENDING: dict[str, TaskName] = {
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
@@ -168,9 +182,11 @@ def task_of_architectures(names: Sequence[str], where: Path) -> Task:
     Raises:
         UnsupportedError: none of ours.
     """
+    if (where / MODULES).is_file():
+        return TASKS["sentence-embedding"]
     for ending, task in TASK_OF_ENDING.items():
         if any(name.endswith(ending) for name in names):
-            return TASKS[task]
+            return TASKS[_by_head(where) if task == "sequence-classification" else task]
     raise UnsupportedError(
         f"the architecture {', '.join(names) or 'is not named and'} serves none of: {', '.join(TASKS)}",
         where=str(where / "config.json"),

@@ -7,17 +7,20 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import numpy as np
 
 from compressor.checkpoints.hub import resolve
 from compressor.checkpoints.manifest import MANIFEST_NAME, Variant
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
-from compressor.data.tokenize import Encoded, batch_order, batches, load_tokenizer
+from compressor.data.tokenize import Encoded, load_tokenizer
 from compressor.errors import CheckpointError, UnsupportedError, UserError
+from compressor.runtime import predict
 from compressor.runtime.choose import choose_variant, files_of, plain_graph, task_of_architectures
+from compressor.runtime.encode import encode
 from compressor.runtime.onnx_runner import open_onnx
+from compressor.runtime.predict import Running, run_rows
 from compressor.runtime.runners import Array, DecoderRunner, Runner, n_cores, open_runner, open_torch, require_torch
 from compressor.runtime.settings import runner_settings
 from compressor.runtime.writing import Sampling, Streamer, line_up, write, write_pieces, write_with_transformers
@@ -243,8 +246,12 @@ class CompressedModel:
                 where=str(self.folder),
                 hint='load(path, runtime="torch")',
             )
-        module: nn.Module = self.runner.module
-        return module
+        return self._stock(self.runner.module)
+
+    def _stock(self, module: Any) -> nn.Module:
+        """Without what follows an encoder in an embedder, which transformers does not know."""
+        stock: nn.Module = module.body if self.task.kind == "embedding" else module
+        return stock
 
     def for_transformers(self) -> Any:
         """This model for `transformers.pipeline(task, model=..., tokenizer=model.tokenizer)`, ONNX variants included.
@@ -253,7 +260,7 @@ class CompressedModel:
             MissingPackageError: torch is not installed, which the pipelines of transformers are made of.
         """
         if hasattr(self.runner, "module"):
-            return self.runner.module
+            return self._stock(self.runner.module)
         require_torch("a pipeline of transformers")
         from compressor.runtime.torch_dress import dressed
         from compressor.runtime.torch_models import read_config
@@ -261,37 +268,97 @@ class CompressedModel:
         return dressed(self.runner, read_config(self.folder), self.task, self.folder)
 
     def logits(self, texts: Sequence[Text] | Text, *, batch_size: int | None = None) -> Array:
-        """Class logits of each text, (N, C), in the order of the texts; longer texts are cut to the model's length.
+        """Logits of each text, (N, C), in the order of the texts; longer texts are cut to the model's length.
 
         `batch_size` is the one tuned for the variant, or 32, where absent.
 
         Raises:
-            UnsupportedError: a model that does not classify.
+            UnsupportedError: a model that has no logits of a whole text.
         """
-        if self.task.is_decoder:
-            raise UnsupportedError(f"a {self.task.name} model does not classify", hint="use generate()")
+        if self.task.kind not in ("class", "classes", "number"):
+            hint = {"next_token": "use generate()", "embedding": "use encode()"}.get(self.task.kind, "use predict()")
+            raise UnsupportedError(f"a {self.task.name} model does not classify texts", hint=hint)
         rows = self._encode([texts] if isinstance(texts, str | tuple) else texts, max_tokens=self._max_tokens())
         if not rows:
-            return np.zeros((0, len(self.labels or ())), np.float32)
-        name = self.task.outputs[-1]
-        order: Literal["file", "length"] = "length" if self.settings.get("sort_by_length") else "file"
-        size = batch_size or self.settings.get("batch_size", BATCH_SIZE)
-        made = batches(rows, size, _pad_id(self.tokenizer), order=order)
-        ordered = np.concatenate([self.runner.forward(batch)[name] for batch in made])
-        logits = np.empty_like(ordered)
-        logits[batch_order(rows, order)] = ordered
-        return logits
+            return np.zeros((0, len(self.labels or "1")), np.float32)
+        return np.stack([logits for (logits,) in run_rows(self._running(batch_size), rows, self.task.outputs)])
 
-    def predict(self, texts: Sequence[Text] | Text, *, batch_size: int | None = None) -> list[dict[str, Any]]:
-        """The most likely class of each text: `{"label": name, "score": probability}`."""
-        logits = self.logits(texts, batch_size=batch_size).astype(np.float64)  # (N, C)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores = odds / odds.sum(axis=1, keepdims=True)
-        best = scores.argmax(axis=1)
-        return [
-            {"label": self.labels[index] if self.labels else str(index), "score": float(row[index])}
-            for row, index in zip(scores, best, strict=True)
-        ]
+    def predict(self, texts: Any, *, batch_size: int | None = None) -> list[Any]:
+        """The answer to each text, in its task's own form.
+
+        - classification: `{"label": name, "score": probability}`
+        - multi-label classification: `{"labels": [those likelier than not], "scores": {name: probability}}`
+        - regression, reranking: `{"score": number}`, of a text or a pair `(query, passage)`
+        - token classification: for each word `{"word", "label", "score"}`; texts, or lists of words
+        - question answering: `{"answer", "start", "end", "score"}` for a pair `(question, text)`
+        - masked language models: for each mask token `{"token", "score"}`
+
+        Raises:
+            UnsupportedError: a model that generates or embeds.
+            UserError: texts of another form.
+        """
+        running, tokenizer, limit = self._running(batch_size), self.tokenizer, self._max_tokens()
+        several = [texts] if isinstance(texts, str | tuple) else list(texts)
+        match self.task.kind:
+            case "class":
+                return predict.one_class(self.logits(several, batch_size=batch_size), self.labels)
+            case "classes":
+                return predict.class_sets(self.logits(several, batch_size=batch_size), self.labels)
+            case "number":
+                return predict.numbers(self.logits(several, batch_size=batch_size))
+            case "token_class":
+                return predict.tagged_words(running, tokenizer, several, self.labels, limit)
+            case "span":
+                return predict.answers_in_text(running, tokenizer, several, limit)
+            case "masked_token":
+                return predict.filled_masks(running, tokenizer, several, limit)
+            case "next_token" | "embedding":
+                hint = "use generate()" if self.task.is_decoder else "use encode()"
+                raise UnsupportedError(f"a {self.task.name} model does not classify", hint=hint)
+            case _:
+                assert_never(self.task.kind)
+
+    def encode(
+        self,
+        texts: Sequence[str] | str,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize_embeddings: bool = False,
+        batch_size: int | None = None,
+    ) -> Array:
+        """One vector of each text, (N, d); (d,) of a single one. The arguments are those of sentence-transformers.
+
+        Raises:
+            UnsupportedError: a model that does not embed.
+            UserError: both a prompt and its name.
+            CheckpointError: no prompt of that name.
+        """
+        if self.task.kind != "embedding":
+            raise UnsupportedError(
+                f"a {self.task.name} model does not embed",
+                hint="use generate()" if self.task.is_decoder else "use predict()",
+            )
+        vectors = encode(
+            self._running(batch_size),
+            self.tokenizer,
+            self.folder,
+            [texts] if isinstance(texts, str) else list(texts),
+            prompt=prompt,
+            prompt_name=prompt_name,
+            normalise=normalize_embeddings,
+            max_tokens=self._max_tokens(),
+        )
+        one: Array = vectors[0] if isinstance(texts, str) else vectors
+        return one
+
+    def _running(self, batch_size: int | None) -> Running:
+        return Running(
+            self.runner,
+            batch_size or int(self.settings.get("batch_size", BATCH_SIZE)),
+            _pad_id(self.tokenizer),
+            "length" if self.settings.get("sort_by_length") else "file",
+        )
 
     def generate(
         self,

@@ -80,6 +80,10 @@ def _as_it_is(answer: Tensor, labels: Tensor) -> Tensor:
     return answer.float()  # (B, C)
 
 
+def _mean(kept: Kept, labels: Labels) -> float:
+    return float(kept.mean())
+
+
 def _accuracy(logits: Kept, labels: Labels) -> float:
     return float((logits.argmax(-1) == labels).mean())
 
@@ -129,7 +133,7 @@ def _cosines(answer: Tensor, labels: Tensor) -> Tensor:
 
 
 def _alike(kept: Kept, labels: Labels) -> float:
-    return spearman(kept[:, 0], labels) if labels.ndim == 1 else float(kept.mean())
+    return spearman(kept[:, 0], labels)
 
 
 def _nll_and_count(logits: Tensor, labels: Tensor) -> Tensor:
@@ -152,3 +156,5 @@ def _perplexity(kept: Kept, labels: Labels) -> float:
 ACCURACY = Metric("accuracy", True, _as_it_is, _accuracy, "class")
 TOKEN_PERPLEXITY = Metric("token_perplexity", False, _nll_and_count, _perplexity, "next_token")
 """Over windows that do not overlap: context and stride are both the length of a training row."""
+COSINE_TO_TEACHER = Metric("cosine_to_teacher", True, _cosines, _mean, "embedding")
+"""Of an embedder whose texts have no labels but the vectors that its teacher gives them."""
