@@ -24,6 +24,7 @@ from compressor.measurement.workers import Job, WorkerDied, WorkerProcess
 from compressor.schema.events import Emit, Progress
 from compressor.schema.report import Failure, Phase
 from compressor.spec.pipeline import Pipeline
+from compressor.spec.stages import Prune
 
 TWIN = "A/A twin of the baseline"
 
@@ -94,7 +95,8 @@ def check_energy_is_measurable(pipeline: Pipeline, *, require: Literal["measured
 
     Raises:
         ProvenanceError: measured energy is required, and only an estimate is to be had.
-        UserError: a goal in joules that only an estimate could judge, where the pipeline does not accept that.
+        UserError: a goal or a pruning's budget in joules that only an estimate could judge, where the pipeline does not
+            accept that.
     """
     if require == "measured":
         energy.choose_sources(require="measured")
@@ -105,6 +107,17 @@ def check_energy_is_measurable(pipeline: Pipeline, *, require: Literal["measured
             where=f"goals.{goals[0]}.metric",
             hint="set the goal on cpu_s_per_token, or accept estimates: --set energy.accept=estimated",
         )
+    budgets = [stage.id for stage in pipeline.stages if isinstance(stage, Prune) and _in_joules(stage)]
+    if budgets and pipeline.energy.accept != "estimated" and not find_meters():
+        raise UserError(
+            "a budget in joules, but no meter here can measure them, and an estimated ratio is the ratio of CPU time",
+            where=f"stages.{budgets[0]}.budget.joules_per_token",
+            hint="set the budget on cpu_s_per_token, or accept estimates: --set energy.accept=estimated",
+        )
+
+
+def _in_joules(stage: Prune) -> bool:
+    return stage.budget is not None and stage.budget.joules_per_token is not None
 
 
 def run_sessions(

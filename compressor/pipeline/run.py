@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,6 +55,8 @@ from compressor.stages.source import SOURCE_VERSION, make_source, source_identit
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+    from compressor.measurement.cost_basis import CostBasis
 
 Metric = Callable[[Any, Any], float]
 
@@ -243,6 +245,7 @@ def _step_work(session: _Session, step: Step, checkpoints: Mapping[str, Checkpoi
     inputs = StageInputs(
         source=checkpoints[step.source], teacher=checkpoints[step.teacher] if step.teacher is not None else None
     )
+    costs = _costs(session, step, inputs.source)
     return _Work(
         id=step.id,
         kind=step.config.stage,
@@ -252,6 +255,7 @@ def _step_work(session: _Session, step: Step, checkpoints: Mapping[str, Checkpoi
             config={
                 "stage": step.config.model_dump(by_alias=True),
                 **_tables(step.config),
+                **({} if costs is None else {"costs": costs.digest()}),
                 "task": pipeline.model.task,
                 "labels": pipeline.model.labels,
                 "max_tokens": pipeline.data.max_tokens,
@@ -264,8 +268,32 @@ def _step_work(session: _Session, step: Step, checkpoints: Mapping[str, Checkpoi
         ),
         scratch=step.scratch,
         force=force,
-        make=lambda out_dir, ctx: run_stage(step.config, inputs, out_dir, ctx),
+        make=lambda out_dir, ctx: run_stage(step.config, inputs, out_dir, replace(ctx, costs=costs)),
     )
+
+
+def _costs(session: _Session, step: Step, source: Checkpoint) -> CostBasis | None:
+    """The measured costs that a stage chooses by: a saved input like a table in a file, made where it is missing."""
+    if not isinstance(step.config, Prune) or step.config.budget is None or not step.config.budget.is_measured:
+        return None
+    from compressor.stages.costing import cost_basis  # brings torch
+
+    pipeline = session.pipeline
+    try:
+        return cost_basis(
+            step.config,
+            source,
+            workloads=pipeline.workloads,
+            data=session.data,
+            task=TASKS[pipeline.model.task],
+            max_tokens=pipeline.data.max_tokens,
+            target=pipeline.target,
+            calibration=session.calibration,
+            emit=session.emit,
+        )
+    except CompressorError as error:
+        error.where = f"stage {step.id}" if error.where is None else error.where
+        raise
 
 
 def _tables(config: Stage) -> dict[str, str]:
