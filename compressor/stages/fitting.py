@@ -23,7 +23,7 @@ from compressor.stages.context import StageContext
 from compressor.stages.filler import load_filler
 from compressor.stages.rows import metric_of, pad_id_of, train_rows, validation_rows
 from compressor.training.augment import replaced_rows
-from compressor.training.metrics import Metric
+from compressor.training.metrics import COSINE_TO_TEACHER, Metric
 from compressor.training.objective import label_loss
 from compressor.training.processes import first_one_first, is_first_process, n_processes
 from compressor.training.rows import Row
@@ -74,11 +74,13 @@ def open_splits(
         for variant in range(n_variants)
         for row in train_rows(source, ctx, training.rows, is_taught=is_taught, variant=variant)
     ]
+    validation = validation_rows(source, ctx, is_taught=is_taught)
+    needs_teacher = bool(validation) and validation[0]["labels"] == ()
     splits = Splits(
         train=[{**row, "index": index} for index, row in enumerate(train)],
-        validation=validation_rows(source, ctx, is_taught=is_taught),
+        validation=validation,
         pad_id=pad_id_of(tokenizer),
-        metric=metric_of(ctx.task, source.content.labels),
+        metric=COSINE_TO_TEACHER if needs_teacher else metric_of(ctx.task, source.content.labels),
         n_variants=n_variants,
     )
     return splits if training.augment is None else _augmented(splits, training, tokenizer, ctx, emit)
