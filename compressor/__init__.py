@@ -31,9 +31,12 @@ if TYPE_CHECKING:
         UnsupportedError,
         UserError,
     )
+    from compressor.integrations.push import Push, push
+    from compressor.measurement.certify import certify
     from compressor.measurement.folders import measure
     from compressor.pipeline.run import RunResult, run
     from compressor.runtime.load import CompressedModel, load
+    from compressor.schema.certificate import Certificate
     from compressor.schema.report import Report, read_report
     from compressor.spec.load import load_pipeline
     from compressor.spec.pipeline import Pipeline
@@ -57,9 +60,12 @@ _HOMES = {
         "UnsupportedError",
         "UserError",
     ),
+    "compressor.integrations.push": ("Push", "push"),
+    "compressor.measurement.certify": ("certify",),
     "compressor.measurement.folders": ("measure",),
     "compressor.pipeline.run": ("RunResult", "run"),
     "compressor.runtime.load": ("CompressedModel", "load"),
+    "compressor.schema.certificate": ("Certificate",),
     "compressor.schema.report": ("Report", "read_report"),
     "compressor.spec.load": ("load_pipeline",),
     "compressor.spec.pipeline": ("Pipeline",),
@@ -67,6 +73,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Certificate",
     "Checkpoint",
     "CheckpointError",
     "CompressedModel",
@@ -82,16 +89,19 @@ __all__ = [
     "PipelineError",
     "Problem",
     "ProvenanceError",
+    "Push",
     "Report",
     "RunResult",
     "StageError",
     "UnsupportedError",
     "UserError",
+    "certify",
     "energy",
     "load",
     "load_pipeline",
     "measure",
     "open_checkpoint",
+    "push",
     "read_report",
     "run",
 ]

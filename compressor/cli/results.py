@@ -39,9 +39,9 @@ def gate(
     Example: compressor gate runs/minilm-sentiment --max-accuracy-drop 0.01 --min-reduction 0.3 --junit gate.xml
     """
     from compressor.integrations import gate as gates
-    from compressor.schema.report import read_report
+    from compressor.pipeline.reading import report_of_run
 
-    report = read_report(run / "report.json" if run.is_dir() else run)
+    report = report_of_run(run)
     checks = gates.check_gate(
         report,
         max_accuracy_drop=max_accuracy_drop,
@@ -81,9 +81,9 @@ def export_results(
     Example: compressor export-results runs/minilm-sentiment --format cyclonedx --out bom.json
     """
     from compressor.integrations.exports import export_results as export
-    from compressor.schema.report import read_report
+    from compressor.pipeline.reading import report_of_run
 
-    text = export(read_report(run / "report.json" if run.is_dir() else run), format_)
+    text = export(report_of_run(run), format_)
     if out is None:
         print(text, end="")
         return

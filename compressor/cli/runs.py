@@ -125,11 +125,10 @@ def card(
 
     Example: compressor card runs/minilm-sentiment --out README.md
     """
+    from compressor.pipeline.reading import report_of_run
     from compressor.render.card import model_card
-    from compressor.schema.report import read_report
 
-    found = read_report(run / "report.json" if run.is_dir() else run)
-    text = model_card(found, candidate=candidate, licence=licence)
+    text = model_card(report_of_run(run), candidate=candidate, licence=licence)
     if out is None:
         print(text, end="")
         return

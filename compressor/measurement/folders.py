@@ -85,7 +85,7 @@ def measure(
         checkpoints = [open_any(folder, run_dir, number) for number, folder in enumerate(folders)]
         if not checkpoints:
             raise UserError("no model to measure", where="paths")
-        task, labels = _common_task(checkpoints)
+        task, labels = common_task(checkpoints)
         candidates = _candidates(checkpoints, folders)
         chosen = baseline if baseline is not None else candidates[0].id
         if chosen not in {spec.id for spec in candidates}:
@@ -94,7 +94,7 @@ def measure(
         suite_workloads = tuple(
             entry if isinstance(entry, Workload) else Workload.model_validate(entry) for entry in workloads
         )
-        source, test = _open(data, task, columns or {}, labels, max_tokens)
+        source, test = open_rows(data, task, columns or {}, labels, max_tokens)
         suite = Suite(
             name="measure",
             model=", ".join(str(folder) for folder in folders),
@@ -253,7 +253,7 @@ def _record(folder: Path) -> Record:
     )
 
 
-def _common_task(checkpoints: Sequence[Checkpoint]) -> tuple[Task, tuple[str, ...] | None]:
+def common_task(checkpoints: Sequence[Checkpoint]) -> tuple[Task, tuple[str, ...] | None]:
     """The task and classes of all checkpoints.
 
     Raises:
@@ -284,7 +284,7 @@ def _candidates(checkpoints: Sequence[Checkpoint], folders: Sequence[str | Path]
     return specs
 
 
-def _open(
+def open_rows(
     data: Any, task: Task, columns: Mapping[str, str], labels: tuple[str, ...] | None, max_tokens: int
 ) -> tuple[Data, TestData]:
     """The rows to judge on, from a file, a source or memory."""

@@ -16,7 +16,15 @@ from pydantic import ValidationError
 
 from compressor.errors import UserError
 from compressor.render import words
-from compressor.render.card_text import costs_text, limits_text, loading_text, losses_text, made_text, summary_text
+from compressor.render.card_text import (
+    certificate_text,
+    costs_text,
+    limits_text,
+    loading_text,
+    losses_text,
+    made_text,
+    summary_text,
+)
 from compressor.schema.report import AssumedFigure, Candidate, Quality, Report
 from compressor.spec.chain import MODEL, resolve_sources
 from compressor.spec.pipeline import Pipeline
@@ -37,13 +45,16 @@ AGAINST_BASELINE = ("top1_agreement", "kl_to_baseline")
 """Metrics that mean nothing without the baseline, and so do not go to a leaderboard."""
 
 
-def model_card(report: Report, *, candidate: str | None = None, licence: str | None = None) -> str:
+def model_card(
+    report: Report, *, candidate: str | None = None, licence: str | None = None, repository: str | None = None
+) -> str:
     """The README.md of one candidate's folder; equal reports give equal text.
 
     Args:
         report: of a pipeline's run.
         candidate: whose card; the selected one where absent.
         licence: of the weights; the one that the pipeline names where absent.
+        repository: `organisation/name` on the hub, for the examples; a folder where absent.
 
     Raises:
         UserError: no such candidate, none was selected, the report does not come from a pipeline, or the candidate was
@@ -63,7 +74,8 @@ def model_card(report: Report, *, candidate: str | None = None, licence: str | N
         made=made_text(report, pipeline, lineage),
         costs=costs_text(report),
         losses=losses_text(report, one),
-        loading=loading_text(one, pipeline, lineage),
+        certificate=certificate_text(report, one),
+        loading=loading_text(one, pipeline, lineage, repository=repository),
         limits=limits_text(report, one),
         licence=_licence_text(report, licence),
     )

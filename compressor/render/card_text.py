@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from compressor.measurement.certificate import certificate_of
 from compressor.render import words
 from compressor.render.markdown import markdown_table
 from compressor.render.tables import TextTable, cost_tables, name_of, payback_table, quality_table, stage_table
@@ -117,24 +118,66 @@ def losses_text(report: Report, candidate: Candidate) -> str:
     return "\n\n".join([*parts, "\n".join(lines)] if lines else parts)
 
 
-def loading_text(candidate: Candidate, pipeline: Pipeline, lineage: Sequence[Stage]) -> str:
+def certificate_text(report: Report, candidate: Candidate) -> str:
+    """Certified or not, on what machine, against which limits, and each label's share."""
+    found = certificate_of(report, candidate.id)
+    if found is None:
+        return "Not certified: this report was written without certificates."
+    baseline = (
+        "unknown" if found.baseline is None else f"{found.baseline.candidate} (sha256 {found.baseline.sha256[:16]})"
+    )
+    rows = tuple(
+        (
+            one.metric if one.label is None else f"{one.metric} of {one.label}",
+            f"{one.n:,}",
+            words.NONE if one.value is None else f"{one.value:.4f}",
+            words.NONE if one.baseline is None else f"{one.baseline:.4f}",
+            words.NONE if one.delta is None else f"{one.delta:+.4f} ({one.delta_low:+.4f} to {one.delta_high:+.4f})",
+            one.status.replace("_", " "),
+        )
+        for one in found.figures
+    )
+    table = TextTable("certificate", ("metric", "n", "value", "baseline", "difference", "limit"), rows)
+    limits = [", ".join(f"{key} {value}" for key, value in flat(limit) if key != "against") for limit in found.limits]
+    lines = [
+        f"**{found.sentence()}.**",
+        markdown_table(table),
+        f"- limits: {'; '.join(limits) or 'none'}\n"
+        f"- file: `{found.of.file}`, sha256 `{found.of.sha256}`\n"
+        f"- baseline: {baseline}\n"
+        f"- provider {found.machine.get('provider') or 'none'}, {found.machine.get('threads')} threads; another "
+        "processor or runtime may answer otherwise: `compressor certify` repeats it there",
+    ]
+    return "\n\n".join(lines)
+
+
+def loading_text(
+    candidate: Candidate, pipeline: Pipeline, lineage: Sequence[Stage], *, repository: str | None = None
+) -> str:
     """With this toolkit, with Transformers, with ONNX Runtime."""
+    name = repository or "FOLDER"
     task = TASKS[pipeline.model.task]
     call = 'model.generate(["..."], max_new_tokens=32)' if task.is_decoder else 'model.predict(["..."])'
     parts = [
         "With this toolkit, which verifies every file first (an ONNX variant needs no PyTorch):",
-        f'```python\nimport compressor\n\nmodel = compressor.load("FOLDER", precision="{candidate.variant}")\n'
+        f'```python\nimport compressor\n\nmodel = compressor.load("{name}", precision="{candidate.variant}")\n'
         f"{call}\n```",
     ]
     if candidate.runtime == "onnxruntime":
-        parts += ["With ONNX Runtime:", _onnx_code(candidate, is_decoder=task.is_decoder)]
+        parts += ["With ONNX Runtime:", _onnx_code(candidate, is_decoder=task.is_decoder, repository=repository)]
+        tag = task.onnx_task
+        parts += [
+            "In a pipeline of Transformers (needs PyTorch for its tensors, runs the ONNX graph):",
+            f'```python\nfrom transformers import pipeline\n\npipe = pipeline("{tag}", model=model.for_transformers(), '
+            "tokenizer=model.tokenizer)\n```",
+        ]
         parts.append("With Transformers, which reads the fp32 weights that this graph was made from, not the graph:")
     else:
         parts.append("With Transformers:")
     parts.append(
         f"```python\nfrom transformers import {task.auto_class}, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        f'model = {task.auto_class}.from_pretrained("FOLDER")\n```'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        f'model = {task.auto_class}.from_pretrained("{name}")\n```'
     )
     if any(stage.stage == "prune" for stage in lineage):
         parts.append(
@@ -144,7 +187,9 @@ def loading_text(candidate: Candidate, pipeline: Pipeline, lineage: Sequence[Sta
     return "\n\n".join(parts)
 
 
-def _onnx_code(candidate: Candidate, *, is_decoder: bool) -> str:
+def _onnx_code(candidate: Candidate, *, is_decoder: bool, repository: str | None) -> str:
+    hub = "" if repository is None else "from huggingface_hub import snapshot_download\n"
+    folder = '"FOLDER"' if repository is None else f'snapshot_download("{repository}")'
     # A decoder's graph also takes its key-value cache, which is a loop to write, not a line.
     run = (
         "print([(one.name, one.shape) for one in session.get_inputs()])"
@@ -154,12 +199,13 @@ def _onnx_code(candidate: Candidate, *, is_decoder: bool) -> str:
     return f"""```python
 import json
 import onnxruntime
-from transformers import AutoTokenizer
+{hub}from transformers import AutoTokenizer
 
-manifest = json.load(open("FOLDER/compressor.json"))
+folder = {folder}
+manifest = json.load(open(f"{{folder}}/compressor.json"))
 file = next(one["path"] for one in manifest["content"]["variants"] if one["id"] == "{candidate.variant}")
-session = onnxruntime.InferenceSession(f"FOLDER/{{file}}", providers=["CPUExecutionProvider"])
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+session = onnxruntime.InferenceSession(f"{{folder}}/{{file}}", providers=["CPUExecutionProvider"])
+tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer(["..."], return_tensors="np")
 {run}
 ```"""

@@ -5,6 +5,7 @@ A figure that could not be had is `None` beside a reason; nothing here turns abs
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -285,13 +286,29 @@ def read_report(path: Path) -> Report:
     """Read a report.
 
     Raises:
-        UserError: no such file, or not a report of this version.
+        UserError: no such file, not JSON, of another version (which is named), or damaged.
     """
     try:
-        return Report.model_validate_json(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("no report here", where=str(path), hint="compressor run PIPELINE --out RUN") from None
-    except ValidationError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not JSON: {error}", where=str(path), hint="run the pipeline again") from None
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if schema != SCHEMA:
         raise UserError(
-            f"not a {SCHEMA} report: {error.errors()[0]['msg']}", where=str(path), hint="run the pipeline again"
+            f"this is {schema!r}, and this version reads {SCHEMA!r}"
+            if schema is not None
+            else f"not a {SCHEMA} report: it names no schema",
+            where=str(path),
+            hint="read it with the version that wrote it (pip install --upgrade joule-compressor for a newer one), or "
+            "run the pipeline again: finished stages are skipped",
+        )
+    try:
+        return Report.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"not a {SCHEMA} report: {place}: {first['msg']}", where=str(path), hint="run the pipeline again"
         ) from None

@@ -1,16 +1,24 @@
-"""MLflow: the metrics' names everywhere, and a real client on a local store where MLflow is installed."""
+"""Trackers: the metrics' names everywhere; a real MLflow on its SQLite store and a real offline W&B where installed."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finished import finished
+from trackers import finished_run
 
-from compressor.errors import MissingPackageError
-from compressor.integrations.mlflow import candidate_metrics, log_report
-from compressor.schema.report import write_report
+from compressor.errors import MissingPackageError, UserError
+from compressor.integrations.tracking import candidate_metrics, log_run, open_tracker
+from compressor.schema.report import Report
+
+without_mlflow = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs the extra [mlflow]")
 
 
 def test_an_estimate_keeps_its_mark_and_names_are_the_same_for_all() -> None:
@@ -21,27 +29,56 @@ def test_an_estimate_keeps_its_mark_and_names_are_the_same_for_all() -> None:
     assert candidate_metrics(finished().candidate("onnx")).keys() == estimated.keys()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="MLflow is installed")
-def test_without_mlflow_the_extra_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingPackageError, match=r"pip install 'joule-compressor\[mlflow\]'"):
-        log_report(finished(), tmp_path, tracking_uri=tmp_path.as_uri())
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
+def test_without_the_package_the_extra_is_named(tracker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, tracker, None)
+    monkeypatch.delitem(sys.modules, f"{tracker}.onnx", raising=False)
+    with pytest.raises(MissingPackageError, match=rf"pip install 'joule-compressor\[{tracker}\]'"):
+        open_tracker(tracker, uri=None, experiment="e")
 
 
-def test_a_run_as_mlflow_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="pip install 'joule-compressor[mlflow]'")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    report, uri = finished(), (tmp_path / "store").as_uri()
-    write_report(report, tmp_path / "report.json")
-    folder = tmp_path / report.candidate("int8").checkpoint
-    folder.mkdir(parents=True)
-    (folder / "compressor.json").write_text("{}")
-    run_id = log_report(report, tmp_path, tracking_uri=uri)
+def test_an_address_is_mlflows_alone() -> None:
+    with pytest.raises(UserError, match="Weights & Biases has no --uri"):
+        open_tracker("wandb", uri="sqlite:///x.db", experiment="e")
 
+
+@without_mlflow
+def test_a_run_as_mlflow_has_it(tmp_path: Path) -> None:
+    import mlflow
+    import numpy as np
+
+    run = tmp_path / "run"
+    report = Report.model_validate(finished_run(run))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow.MlflowClient(tracking_uri=uri)
-    run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["selected"]) == ("FINISHED", "int8")
-    models = client.search_logged_models([run.info.experiment_id])
+    client.create_experiment("ours", artifact_location=(tmp_path / "artifacts").as_uri())
+    run_id = log_run(run, open_tracker("mlflow", uri=uri, experiment="ours"))
+
+    found = client.get_run(run_id)
+    assert (found.info.status, found.data.tags["selected"]) == ("FINISHED", "int8")
+    models = client.search_logged_models([found.info.experiment_id])
     assert {model.name for model in models} == {one.id.replace("@", "-") for one in report.candidates}
-    chosen = client.get_logged_model(run.data.tags["selected_model_id"])
+    chosen = client.get_logged_model(found.data.tags["selected_model_id"])
     assert {metric.key: metric.value for metric in chosen.metrics} == candidate_metrics(report.candidate("int8"))
+    assert (chosen.params["scheme"], chosen.params["certified"]) == ("w8a8-dynamic", "unknown")
     assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["report.json"]
+    # MLflow's own loader opens the file, and our checkpoint lies whole beside it.
+    kept = Path(chosen.artifact_location.removeprefix("file://"))
+    answer = mlflow.pyfunc.load_model(str(kept)).predict({"x": np.zeros(2, np.float32)})
+    assert list(answer["y"]) == [1.0, 1.0]
+    assert (kept / "checkpoint" / "compressor.json").is_file()
+
+
+def test_a_run_as_wandb_has_it(tmp_path: Path) -> None:
+    if importlib.util.find_spec("wandb") is None:
+        pytest.skip("needs the extra [wandb]")
+    report = finished_run(tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-m", "compressor.cli", "log", "run", "--to", "wandb", "--experiment", "ours", "--json"],
+        cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["id"] == f"{report['name']} {report['created']}"
+    runs = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(runs) == len(report["candidates"])
+    assert any(b"est_j_per_request/rows/forward" in file.read_bytes() for file in runs)

@@ -94,12 +94,21 @@ def test_a_missing_report_says_what_makes_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "not JSON", '{"schema": "compressor-report/2"}', '{"schema": "compressor-report/1", "extra": 1}']
+    ("text", "expected"),
+    [
+        ("{}", "not a compressor-report/1 report: it names no schema"),
+        ("not JSON", "not JSON: Expecting value: line 1"),
+        (
+            '{"schema": "compressor-report/2"}',
+            "this is 'compressor-report/2', and this version reads 'compressor-report/1'",
+        ),
+        ('{"schema": "compressor-report/1", "extra": 1}', "not a compressor-report/1 report: name: Field required"),
+    ],
 )
-def test_a_file_that_is_no_report(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_report(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(text)
-    with pytest.raises(UserError, match="not a compressor-report/1 report"):
+    with pytest.raises(UserError, match=expected):
         read_report(path)
 
 
