@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import checkpoints, energy, hub, pipelines, results, runs, setup, tracking
+from compressor.cli import checkpoints, energy, hub, pipelines, pruning, results, runs, setup, tracking
 from compressor.errors import CompressorError, InterruptedRunError
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "clean": runs.clean,
     "gate": results.gate,
     "export-results": results.export_results,
+    "prune": pruning.prune,
     "inspect": checkpoints.inspect,
     "predict": checkpoints.predict,
     "generate": checkpoints.generate,
