@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from compressor.spec.base import Fraction, Part, PositiveFloat, PositiveInt, Slug, Weight
 from compressor.spec.budgets import PruneBudget, Search
-from compressor.spec.distillation import PRESETS, DistillLosses, PresetName, as_tuples, with_preset
+from compressor.spec.distillation import PRESETS, DistillLosses, PresetName, StudentSource, as_tuples, with_preset
 
 Kind = Literal["torch", "onnx"]
 
@@ -92,8 +92,10 @@ class Distill(StageBase):
     stage: Literal["distill"]
     teacher: Slug
     """The stage (or `model`) whose checkpoint teaches."""
+    student: StudentSource | None = None
+    """In place of `from`: any smaller checkpoint, or a config for random weights."""
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """Layers of the `from` checkpoint that the student starts with, counted from 0; all where absent."""
+    """Layers of the `from` checkpoint (or of `student`) that the student starts with, from 0; all where absent."""
     preset: PresetName | None = None
     """A paper's combination of losses; what `losses` says comes on top, and the sum of both is on record."""
     losses: DistillLosses = DistillLosses()
@@ -111,6 +113,12 @@ class Distill(StageBase):
             if isinstance(losses, dict):
                 values = {**values, "losses": with_preset(values["preset"], losses)}
         return as_tuples(values)
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Distill:
+        if self.student is not None and self.from_ is not None:
+            raise ValueError("the student comes from `from` or from `student`: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _same_depth(self) -> Distill:
@@ -229,7 +237,7 @@ Rounding = Literal["rtn", "gptq", "awq", "autoround"]
 
 
 class Until(Part):
-    """What quantisation may cost in quality on validation rows, against the graph that it starts from."""
+    """What quantisation may cost in quality on validation rows, in one uncached pass, against the graph it starts from."""
 
     metric: Literal["accuracy", "token_perplexity", "agreement"]
     """`agreement`: share of answers (of tokens, for a language model) that stay the same."""
