@@ -8,7 +8,7 @@ for the order of removal). No training and no labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,6 +87,7 @@ def prune_model(
     damping: float = 1e-2,
     block: int = 64,
     tokens_per_column: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[PreTrainedModel, Structure]:
     """Prune heads and FFN neurons in place, layer by layer, and refit what is left.
 
@@ -103,6 +104,7 @@ def prune_model(
         damping: ridge strength as a share of the mean diagonal.
         block: neurons that leave at a time in block_obs.
         tokens_per_column: calibration tokens that the ridge needs for each column it solves for; fewer overfit.
+        on_progress: called with (layers done, layers in all).
 
     Returns:
         The same model, resized, and what was kept of its source.
@@ -128,6 +130,8 @@ def prune_model(
             of_layer = gradients[number] if gradients is not None else {}
             run = _LayerRun(layer, adapter, [calls[number] for calls in trace.calls], trace.masks)
             layers.append(_prune_layer(run, counts[number], states, method, of_layer))
+            if on_progress is not None:
+                on_progress(number + 1, len(counts))
     structure = Structure(before.layers_kept, tuple(layers))
     require_change(before, structure)
     apply_structure(model, read_structure(model))  # nothing left to slice: brings the config up to date
