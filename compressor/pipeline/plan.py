@@ -61,7 +61,7 @@ def make_plan(pipeline: Pipeline) -> Plan:
         Step(
             id=config.id,
             config=config,
-            source=sources[config.id],
+            source=student_id(config.id) if brings_student(config) else sources[config.id],
             teacher=config.teacher if isinstance(config, Distill) else None,
             scratch=False,
         )
@@ -88,6 +88,16 @@ def make_plan(pipeline: Pipeline) -> Plan:
             scratch.append(export)
             candidates.append(Judged(id=export.id, step=export.id, scratch=True))
     return Plan(steps=(*steps, *scratch), candidates=tuple(candidates), baseline=baseline)
+
+
+def brings_student(config: Stage) -> bool:
+    """Whether a stage's student comes from elsewhere."""
+    return isinstance(config, Distill) and config.student is not None
+
+
+def student_id(stage: str) -> str:
+    """The id of the checkpoint made from a distillation's `student`."""
+    return f"{stage}@student"
 
 
 def scratch_export(stage: str) -> Step:

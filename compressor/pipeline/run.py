@@ -34,7 +34,7 @@ from compressor.pipeline.layout import (
     stage_folder,
 )
 from compressor.pipeline.memory import put_in_files
-from compressor.pipeline.plan import MODEL, Judged, Plan, Step, make_plan, needed_for
+from compressor.pipeline.plan import MODEL, Judged, Plan, Step, brings_student, make_plan, needed_for
 from compressor.schema.events import (
     Emit,
     RunFinished,
@@ -46,8 +46,9 @@ from compressor.schema.events import (
 from compressor.schema.report import EnergyFigure, Report, StageCost, write_report
 from compressor.spec.load import load_pipeline
 from compressor.spec.pipeline import Pipeline
-from compressor.spec.stages import Prune, Stage, Tune
-from compressor.spec.tasks import TASKS
+from compressor.spec.sources import ModelSource, TokenizerSource
+from compressor.spec.stages import Distill, Finetune, Prune, Stage, Tune
+from compressor.spec.tasks import TASKS, TaskName
 from compressor.stages.context import StageContext, StageInputs
 from compressor.stages.dispatch import run_stage, stage_version
 from compressor.stages.source import SOURCE_VERSION, make_source, source_identity
@@ -199,6 +200,9 @@ def _run_steps(
     checkpoints[MODEL], _ = _make_or_find(session, _source_work(session))
     _check_architecture(steps, checkpoints[MODEL])
     for step in steps:
+        if brings_student(step.config):
+            work = _student_work(session, step, checkpoints)
+            checkpoints[work.id], _ = _make_or_find(session, work)
         work = _step_work(session, step, checkpoints, force=step.id in forced)
         checkpoints[step.id], found = _make_or_find(session, work)
         if found:
@@ -219,15 +223,31 @@ def _check_architecture(steps: Sequence[Step], model: Checkpoint) -> None:
 
 def _source_work(session: _Session) -> _Work:
     """The checkpoint of the pipeline's `model`."""
-    model = session.pipeline.model
+    return _model_work(session, MODEL, session.pipeline.model)
+
+
+def _student_work(session: _Session, step: Step, checkpoints: Mapping[str, Checkpoint]) -> _Work:
+    """The checkpoint of a distillation's `student`: for the same task, with the teacher's classes and tokenizer."""
+    assert isinstance(step.config, Distill) and step.config.student is not None and step.teacher is not None
+    teacher, student = checkpoints[step.teacher], step.config.student
+    tokenizer = TokenizerSource(path=str(teacher.path)) if student.config is not None else None
+    model = ModelSource(
+        task=session.pipeline.model.task, labels=teacher.content.labels, tokenizer=tokenizer, **dict(student)
+    )
+    return _model_work(session, step.source, model)
+
+
+def _model_work(session: _Session, step_id: str, model: ModelSource) -> _Work:
     trains_tokenizer = model.tokenizer is not None and model.tokenizer.vocab_size is not None
     return _Work(
-        id=MODEL,
+        id=step_id,
         kind="source",
         fingerprint=fingerprint(
             kind="source",
             version=SOURCE_VERSION,
-            config=model.model_dump(exclude={"how_to_get"}),
+            config=model.model_dump(
+                exclude={"how_to_get": True, "tokenizer": {"path"}}
+            ),  # the files count, not where they lie
             inputs={"source": source_identity(model)},
             data={"train": session.data.digests["train"]} if trains_tokenizer else {},
             versions=library_versions(),
@@ -261,7 +281,7 @@ def _step_work(session: _Session, step: Step, checkpoints: Mapping[str, Checkpoi
                 "max_tokens": pipeline.data.max_tokens,
                 "calibration_rows": pipeline.data.calibration_rows,
             },
-            inputs=inputs.digests(),
+            inputs=inputs.digests() | _files_named(step.config, pipeline.model.task),
             data=session.data.digests,
             versions=library_versions(),
             seed=pipeline.seed,
@@ -308,6 +328,12 @@ def _tables(config: Stage) -> dict[str, str]:
     if not path.is_file():
         raise UserError("no such tuning table", where=f"stages.{config.id}.table", hint=f"check the path {path}")
     return {"table": sha256_file(path)}
+
+
+def _files_named(config: Stage, task: TaskName) -> dict[str, str]:
+    """Digests of what a stage's settings name by its path."""
+    augment = config.training.augment if isinstance(config, Distill | Finetune) else None
+    return {} if augment is None else {"augment": source_identity(ModelSource(task=task, path=augment.model))}
 
 
 def _make_or_find(session: _Session, work: _Work) -> tuple[Checkpoint, bool]:
@@ -421,6 +447,7 @@ def _new_state(pipeline: Pipeline, steps: Sequence[Step]) -> RunState:
         name=pipeline.name,
         steps=[
             StepState(id=MODEL, kind="source", scratch=False),
+            *(StepState(id=step.source, kind="source", scratch=False) for step in steps if brings_student(step.config)),
             *(StepState(id=step.id, kind=step.config.stage, scratch=step.scratch) for step in steps),
         ],
         pipeline=pipeline.model_dump(mode="json", by_alias=True),

@@ -29,6 +29,8 @@ class Link:
     kind: str | None
     from_: str | None
     teacher: str | None
+    brings_its_own: bool = False
+    """A distillation whose student comes from elsewhere, so that it starts from no stage."""
 
 
 def resolve_sources(pipeline: Pipeline) -> dict[str, str]:
@@ -58,7 +60,8 @@ def _link(position: int, stage: Any) -> Link:
     id_, kind, from_, teacher = (
         value if isinstance(value := values.get(key), str) else None for key in ("id", "stage", "from", "teacher")
     )
-    return Link(position, id_, kind if kind in ACCEPTS else None, from_, teacher)
+    brings_its_own = kind == "distill" and values.get("student") is not None
+    return Link(position, id_, kind if kind in ACCEPTS else None, from_, teacher, brings_its_own)
 
 
 def chain_problems(links: Sequence[Link], document: Document) -> Iterator[Problem]:
@@ -81,7 +84,7 @@ def _input_problems(link: Link, links: Sequence[Link], document: Document) -> It
     before = links[link.position - 1].id if link.position else MODEL
     if link.from_ is not None and (wrong := reference_problem(link.from_, links, before=link.position)):
         yield _problem(wrong[0], link, "from", document, wrong[1])
-    elif (source := link.from_ or before) is not None:
+    elif not link.brings_its_own and (source := link.from_ or before) is not None:
         yield from _source_problems(link, source, links, document)
     if link.teacher is None:
         return

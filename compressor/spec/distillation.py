@@ -9,6 +9,29 @@ from pydantic import Field, model_validator
 
 from compressor.spec.base import Part, PositiveFloat, PositiveInt, Weight
 
+
+class StudentSource(Part):
+    """A student from elsewhere: a folder, a hub repository, or random weights from a config."""
+
+    path: str | None = None
+    """Folder with config.json and weights, such as a smaller checkpoint of the teacher's family."""
+    hub: str | None = None
+    """Hub repository, `organisation/name`."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""
+    config: dict[str, Any] | None = None
+    """A Hugging Face config (with `model_type`); weights are drawn from the pipeline's seed, the tokenizer is the
+    teacher's."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> StudentSource:
+        if sum(value is not None for value in (self.path, self.hub, self.config)) != 1:
+            raise ValueError("give exactly one of: path, hub, config")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs `model_type`, such as bert or gpt2")
+        return self
+
+
 At = Literal["every", "last"]
 LayerMap = tuple[Annotated[int, Field(ge=0)], ...]
 
@@ -71,7 +94,7 @@ class RelationLoss(Part):
     of: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
     heads: PositiveInt | Literal["auto", "attention"] = "auto"
     """Into how many relation heads the vectors are split again: a divisor of both widths, `attention` for the heads of
-    attention itself, or `auto` for the largest common divisor up to 48. Student and teacher may differ in everything."""
+    attention itself, or `auto` for the largest common divisor up to 48. Widths and head counts may differ."""
     at: At = "last"
     layer_map: LayerMap | None = None
 

@@ -22,7 +22,7 @@ class StageBase(Part):
 
 
 class Augment(Part):
-    """More training rows, as TinyBERT makes them: words replaced by what a masked language model puts in their place."""
+    """More training rows, as TinyBERT makes them: words replaced by what a masked language model expects there."""
 
     model: str
     """Folder of a masked language model whose tokenizer is the student's, such as a downloaded bert-base-uncased."""
@@ -237,7 +237,7 @@ Rounding = Literal["rtn", "gptq", "awq", "autoround"]
 
 
 class Until(Part):
-    """What quantisation may cost in quality on validation rows, in one uncached pass, against the graph it starts from."""
+    """What quantisation may cost in quality: on validation rows, in one uncached pass, against the fp32 graph."""
 
     metric: Literal["accuracy", "token_perplexity", "agreement"]
     """`agreement`: share of answers (of tokens, for a language model) that stay the same."""

@@ -155,6 +155,7 @@ def _teacher(
         "variants": splits.n_variants,
         "masks": ctx.seed if ctx.task.kind == "masked_token" or splits.augmented_by else None,
         "augmented_by": splits.augmented_by,
+        "precision": settings.precision,
     }
     with first_one_first():
         return ask_teacher(
@@ -171,6 +172,7 @@ def _teacher(
             stage=config.id,
             emit=emit,
             device=ctx.target.device,
+            precision=settings.precision,
         )
 
 

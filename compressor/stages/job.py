@@ -22,12 +22,13 @@ from typing import Any
 
 import datasets
 import psutil
+import yaml
 from pydantic import TypeAdapter
 
 from compressor import energy, errors
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.data.splits import StageData
-from compressor.errors import CompressorError, StageError
+from compressor.errors import CompressorError, StageError, UserError
 from compressor.schema.events import Emit, from_json
 from compressor.spec.evaluation import Target
 from compressor.spec.stages import Distill, Finetune, Stage
@@ -96,12 +97,27 @@ def command_of(config: Stage, job_path: Path) -> list[str]:
     child = ["compressor.stages.child", str(job_path)]
     training = config.training if isinstance(config, Finetune | Distill) else None
     if training is not None and training.config is not None:
+        _check_accelerate(Path(training.config))
         launcher = ["accelerate.commands.launch", "--config_file", training.config, "--module"]
         return [sys.executable, "-m", *launcher, *child]
     if training is not None and training.processes > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(training.processes), "--module"]
         return [sys.executable, "-m", *launcher, *child]
     return [sys.executable, "-m", *child]
+
+
+def _check_accelerate(path: Path) -> None:
+    """Refuse a config under which Accelerate would start one process and say nothing."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}", where="training.config", hint="make one: accelerate config")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    is_cpu = values.get("distributed_type") in ("MULTI_CPU", "NO") and not values.get("mpirun_config")
+    if is_cpu and values.get("num_processes", 1) > 1:
+        raise UserError(
+            f"Accelerate starts {values['num_processes']} processes on CPUs only through mpirun, and one without it",
+            where=f"training.config: {path}",
+            hint=f"write `training: {{processes: {values['num_processes']}}}` in its place",
+        )
 
 
 def write_job(job: Job) -> Path:

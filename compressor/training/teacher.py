@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -81,9 +81,9 @@ class _Looking:
     """The teacher and what is wanted of it, as arrays by the name of their file."""
 
     def __init__(
-        self, model: nn.Module, kind: Kind, places: Sequence[Place], k: int | None, temperature: float
+        self, model: nn.Module, kind: Kind, places: Sequence[Place], k: int | None, temperature: float, precision: str
     ) -> None:
-        self.model, self.kind, self.k, self.temperature = model, kind, k, temperature
+        self.model, self.kind, self.k, self.temperature, self.precision = model, kind, k, temperature, precision
         self.inside = Inside(model, places)
         kept = "" if k is None else f"_top{k}_t{temperature:g}"
         self.answer, self.classes = f"answer{kept}", f"classes{kept}"
@@ -96,8 +96,10 @@ class _Looking:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """(B, width) or (B, T, width) each."""
-        inputs = on_device(model_inputs(batch), next(self.model.parameters()).device)
-        outputs = self.model(**inputs, output_hidden_states=self.inside.wants_hidden, **_no_cache(self.model))
+        device = next(self.model.parameters()).device
+        inputs = on_device(model_inputs(batch), device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            outputs = self.model(**inputs, output_hidden_states=self.inside.wants_hidden, **_no_cache(self.model))
         found = {place.name: tensor.float() for place, tensor in self.inside.take(outputs).items()}
         answer = answer_of(outputs, self.kind).float()
         # A softmax does not see a shift, and 16 bits are finest near zero: so the likeliest token comes to lie there.
@@ -145,6 +147,7 @@ def ask_teacher(
     stage: str,
     emit: Emit,
     device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Teacher:
     """The teacher as a function of a batch, cached on disk where its outputs fit.
 
@@ -169,10 +172,11 @@ def ask_teacher(
         stage: whose events these are.
         emit: takes them.
         device: where the teacher runs, `cpu` or `cuda`.
+        precision: in which it multiplies; the student's own, since no student sees a finer answer than its loss.
     """
     model.eval().requires_grad_(False).to(device)
     lengths = np.array([len(row["input_ids"]) for row in rows])
-    looking = _Looking(model, kind, places, top_k.k, top_k.temperature)
+    looking = _Looking(model, kind, places, top_k.k, top_k.temperature, precision)
     needed = looking.needed(rows[0], pad_id)
     if n_drawn < len(rows) and any(array.is_per_token for array in needed):
         return _Live(looking)
@@ -182,7 +186,9 @@ def ask_teacher(
     size = _n_bulky(needed, lengths)
     if size > room and not {array.name for array in needed} <= present:
         there_is = f"above the {room / 1e9:.1f} GB there is for them (cache_limit_gb, free disk)"
-        part = _Looking(model, kind, places, AUTO_TOP_K, top_k.temperature) if looking.may_keep_less else None
+        part = (
+            _Looking(model, kind, places, AUTO_TOP_K, top_k.temperature, precision) if looking.may_keep_less else None
+        )
         if part is None or _n_bulky(part.needed(rows[0], pad_id), lengths) > room:
             text = f"the teacher's outputs would take {size / 1e9:.1f} GB, {there_is}: the teacher runs in every step"
             emit(Note(stage, text))
