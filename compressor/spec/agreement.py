@@ -78,6 +78,7 @@ def agreement_problems(parts: Parts, document: Document, metrics: Collection[str
         *_workload_findings(parts),
         *_evaluate_findings(parts, metrics),
         *_goal_findings(parts, metrics),
+        *_until_findings(parts, document),
     ):
         line = document.line(location)
         yield Problem(message, dotted(location), document.line(location[:-1]) if line is None else line, hint)
@@ -125,6 +126,26 @@ def _data_findings(parts: Parts) -> Iterator[Finding]:
 
 def _called(link: Link) -> str:
     return f"`{link.id}` ({link.kind})"
+
+
+def _until_findings(parts: Parts, document: Document) -> Iterator[Finding]:
+    """What a quantisation is to hold on validation rows, which the task must have and the pipeline give."""
+    if parts.task is None or parts.data is None:
+        return
+    held = {"class": ("accuracy", "agreement"), "next_token": ("token_perplexity", "agreement")}
+    known = held.get(parts.task.kind, ("agreement",) if parts.task.kind in ("token_class", "masked_token") else ())
+    stages = document.value.get("stages")
+    for i, stage in enumerate(stages if isinstance(stages, list) else ()):
+        until = stage.get("until") if isinstance(stage, dict) else None
+        if not isinstance(until, dict):
+            continue
+        if until.get("metric") not in known:
+            message = f"`{until.get('metric')}` cannot be held on validation rows of {parts.task.name}"
+            hint = f"there are: {', '.join(known)}" if known else "name the nodes in `exclude` instead"
+            yield ("stages", i, "until", "metric"), message, hint
+        elif parts.data.validation is None:
+            message = "`until` holds quality on validation rows, and there are none"
+            yield ("data", "validation"), message, "add `validation: {path: ...}`"
 
 
 def _workload_findings(parts: Parts) -> Iterator[Finding]:

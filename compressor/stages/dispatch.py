@@ -75,9 +75,9 @@ def stage_version(config: Stage) -> int:
         case TrimVocabulary():
             return 1
         case Export():
-            return 1
+            return 2
         case Quantize():
-            return 1
+            return 2
         case Tune():
             return 1
         case _:

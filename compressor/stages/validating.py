@@ -13,7 +13,7 @@ import numpy as np
 
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import batches, encode_rows, load_tokenizer, windows
-from compressor.errors import DataError, UnsupportedError
+from compressor.errors import DataError
 from compressor.runtime.runners import Array
 from compressor.spec.stages import Until
 from compressor.stages.context import StageContext
@@ -61,16 +61,7 @@ def open_validation(until: Until, source: Checkpoint, ctx: StageContext, run: Ru
 
     Raises:
         DataError: there are no validation rows.
-        UnsupportedError: a metric that the task does not have.
     """
-    wanted = {"accuracy": ctx.task.kind == "class", "token_perplexity": ctx.task.is_decoder, "agreement": True}
-    if not wanted[until.metric] or ctx.task.kind in ("span", "number", "embedding", "classes"):
-        fitting = [name for name, fits in wanted.items() if fits]
-        raise UnsupportedError(
-            f"{until.metric} cannot be held on validation rows of the task {ctx.task.name}",
-            where="until.metric",
-            hint=f"it has: {', '.join(fitting)}" if wanted[until.metric] is False else "name the nodes in `exclude`",
-        )
     if ctx.data.validation is None or len(ctx.data.validation) == 0:
         raise DataError(
             "nodes are left out until quality on validation rows holds, and there are none",
