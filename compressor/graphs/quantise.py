@@ -217,7 +217,7 @@ def quantise_static(
         exclude: names of nodes to leave in fp32.
 
     Raises:
-        DataError: no feed, a feed with padding, or one whose names are not the graph's.
+        DataError: no feed, a feed with padding, or one whose names or shapes are not the graph's.
         UnsupportedError: the graph is already quantised.
         UserError: a name in ``exclude`` that the graph does not have.
         StageError: nothing was quantised, no table is large enough, or the disk is full.
@@ -299,10 +299,30 @@ def _checked_feeds(model: onnx.ModelProto, feeds: Iterable[Feed]) -> list[Feed]:
                 f"calibration feed {index} contains padding, which would widen the ranges",
                 hint="feed texts one by one, or batches of equal length",
             )
+        _check_shapes(model, feed, index)
         rows.append({name: feed[name] for name in names})
     if not rows:
         raise DataError("no calibration feed", hint="give at least a few dozen texts of the training split")
     return rows
+
+
+def _check_shapes(model: onnx.ModelProto, feed: Feed, index: int) -> None:
+    """Every dimension as the graph has it, and those with one name equally long in all inputs."""
+    lengths: dict[str, int] = {}
+    for value in model.graph.input:
+        wanted = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        shape = feed[value.name].shape
+        fits = len(shape) == len(wanted) and all(
+            lengths.setdefault(dim, size) == size if isinstance(dim, str) else dim == size
+            for dim, size in zip(wanted, shape, strict=True)
+        )
+        if not fits:
+            known = [f"{name} {size}" for name, size in lengths.items() if name in wanted]
+            raise DataError(
+                f"calibration feed {index} has {value.name} of shape {shape}, and the graph takes "
+                f"({', '.join(str(dim) for dim in wanted)})" + (f" with {', '.join(known)}" if known else ""),
+                hint="feed what the tokenizer gives for one text",
+            )
 
 
 def _quantised_nothing(scheme: str, path: str | Path) -> StageError:

@@ -75,7 +75,9 @@ def round_module(
     rounded = inc.convert(prepared)
     if _take_out(rounded) == 0:
         raise StageError(f"{method} rounded no layer of {type(module).__name__}", hint="use gptq")
-    result: PreTrainedModel = rounded.float().eval()
+    for parameter in rounded.parameters():  # transformers refuses `.float()` on what it takes for a quantised model
+        parameter.data = parameter.data.float()
+    result: PreTrainedModel = rounded.eval()
     return result
 
 
@@ -99,10 +101,11 @@ def _take_out(model: nn.Module) -> int:
 @torch.no_grad()
 def _plain(layer: Any) -> nn.Linear:
     """The linear map that a packed layer computes, read from what it does to the unit vectors."""
-    eye = torch.eye(int(layer.in_features))
-    zero = layer(torch.zeros(1, int(layer.in_features)))[0].float()
-    linear = nn.Linear(int(layer.in_features), int(layer.out_features), bias=layer.bias is not None)
-    linear.weight.copy_((layer(eye).float() - zero).T)
-    if linear.bias is not None:
+    width = int(layer.in_features if hasattr(layer, "in_features") else layer.infeatures)
+    zero = layer(torch.zeros(1, width))[0].float()  # (out,), the bias
+    has_bias = getattr(layer, "bias", None) is not None
+    linear = nn.Linear(width, len(zero), bias=has_bias)
+    linear.weight.copy_((layer(torch.eye(width)).float() - zero).T)
+    if has_bias:
         linear.bias.copy_(zero)
     return linear

@@ -32,7 +32,7 @@ Grids = dict[str, BlockGrid]
 def gptq_grids(graph: Path, feeds: Sequence[Feed], widths: Iterable[int], *, include_lm_head: bool) -> dict[str, Grids]:
     """Every product of the graph rounded by GPTQ: scheme -> node -> grid."""
     grams = collect_grams(graph, feeds, include_lm_head=include_lm_head)
-    weights = _weights(graph, include_lm_head=include_lm_head)
+    weights = stored_weights(graph, include_lm_head=include_lm_head)
     return {
         f"w{bits}": {
             node: gptq(weight, grams[node], bits=bits, block_size=BLOCK_SIZE) for node, weight in weights.items()
@@ -72,7 +72,7 @@ def rounded_export(config: Quantize, source: Checkpoint, ctx: StageContext, fold
     fuse(path, path)
     found = {
         node: find_grid(weight, bits=bits, block_size=BLOCK_SIZE)
-        for node, weight in _weights(path, include_lm_head=False).items()
+        for node, weight in stored_weights(path, include_lm_head=False).items()
     }
     grids = {node: grid for node, grid in found.items() if grid is not None}
     if not grids:
@@ -84,7 +84,8 @@ def rounded_export(config: Quantize, source: Checkpoint, ctx: StageContext, fold
     return path, grids
 
 
-def _weights(graph: Path, *, include_lm_head: bool) -> dict[str, torch.Tensor]:
+def stored_weights(graph: Path, *, include_lm_head: bool) -> dict[str, torch.Tensor]:
+    """The matrix of every product, (K, N), by node."""
     model = prepare(graph, include_lm_head=include_lm_head, exclude=())
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     return {

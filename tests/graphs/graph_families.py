@@ -45,6 +45,16 @@ ENCODERS: dict[str, Callable[[], hf.PreTrainedModel]] = {
         hf.DistilBertConfig(vocab_size=VOCAB, dim=32, hidden_dim=48, n_layers=2, n_heads=4, num_labels=3)
     ),
     "roberta": lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**_BERT, type_vocab_size=1)),
+    "xlm-roberta": lambda: hf.XLMRobertaForSequenceClassification(
+        hf.XLMRobertaConfig(**{**_BERT, "num_labels": 1}, type_vocab_size=1)
+    ),
+    "mpnet": lambda: hf.MPNetForSequenceClassification(hf.MPNetConfig(**_BERT)),
+    "electra": lambda: hf.ElectraForSequenceClassification(hf.ElectraConfig(**_BERT, embedding_size=32)),
+    "nomic-bert": lambda: hf.NomicBertForSequenceClassification(hf.NomicBertConfig(**_BERT)),
+    "gte": lambda: hf.GteForSequenceClassification(hf.GteConfig(**_BERT)),
+    "eurobert": lambda: hf.EuroBertForSequenceClassification(
+        hf.EuroBertConfig(**_BERT, num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    ),
     "deberta-v3": lambda: hf.DebertaV2ForSequenceClassification(
         hf.DebertaV2Config(
             **_BERT,
@@ -80,6 +90,7 @@ DECODERS: dict[str, Callable[[], hf.PreTrainedModel]] = {
             layer_types=["sliding_attention", "full_attention"],
         )
     ),
+    "granite": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**{k: v for k, v in _LLAMA.items() if k != "head_dim"})),
     "smollm3": lambda: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**_LLAMA, no_rope_layers=[1, 0])),
 }
 

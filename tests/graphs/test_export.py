@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 from graph_families import DECODERS, ENCODERS, VOCAB, Exported, build, each
 from onnx_runs import decode, run, session, texts, torch_logits
+from transformers.exporters import OnnxConfig, OnnxExporter
 
 from compressor.errors import CheckpointError, StageError, UnsupportedError
 from compressor.graphs.export import export_decoder, export_encoder
@@ -42,7 +43,7 @@ def test_an_encoder_listens_to_its_mask(exported: Get, name: str) -> None:
 
 @pytest.mark.parametrize("name", each(ENCODERS))
 def test_an_encoder_declares_only_what_its_tokenizer_gives(exported: Get, name: str) -> None:
-    types = ("token_type_ids",) if name == "bert" else ()
+    types = ("token_type_ids",) if name in ("bert", "electra", "nomic-bert") else ()
     assert exported(name).result.input_names == ("input_ids", "attention_mask", *types)
     assert exported(name).result.output_names == ("logits",)
 
@@ -163,6 +164,56 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
     model = build("distilbert").train()
     export_encoder(model, tmp_path / "model.onnx")
     assert model.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "deberta-v3", "modernbert"])
+def test_transformers_own_exporter_says_the_same(exported: Get, name: str, tmp_path: Path) -> None:
+    """An oracle that shares no code of ours: another wrapper, its own names, its own dynamic shapes."""
+    one, feed = exported(name), texts(2, 11, pad=3)
+    inputs = {key: torch.from_numpy(feed[key]) for key in one.result.input_names}
+    program = OnnxExporter().export(one.model, dict(inputs), OnnxConfig(dynamic=True))
+    program.save_pretrained(tmp_path)
+    for batch, length, pad in [(2, 11, 3), (3, 7, 2)]:
+        feed = texts(batch, length, pad=pad, seed=5)
+        oracle = run(tmp_path / "model.onnx", feed)["logits"]
+        check_parity(compare_logits(oracle, run(one.path, feed)["logits"]), "fp32")
+
+
+class Eigenvalues(torch.nn.Module):
+    """An operator that ONNX does not have."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + torch.linalg.eigvalsh(hidden.transpose(-1, -2) @ hidden)[:, None]
+
+
+class Peeks(torch.nn.Module):
+    """A branch on a value."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden if hidden.sum() > 0 else 2 * hidden
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (
+            Eigenvalues(),
+            r"aten._linalg_eigh.* in bert.encoder.layer.1.output.dropout \(Eigenvalues\) on \(\w+, 32, 32\)",
+        ),
+        (Peeks(), r"data-dependent.* in bert.encoder.layer.1.output.dropout \(Peeks\) on \(\w+, \w+, 32\)"),
+    ],
+    ids=["operator", "branch"],
+)
+def test_a_module_that_cannot_be_exported_is_named_with_its_shape(
+    module: torch.nn.Module, text: str, tmp_path: Path
+) -> None:
+    model = build("bert")
+    model.bert.encoder.layer[1].output.dropout = module
+    with pytest.raises(UnsupportedError, match=text):
+        export_encoder(model, tmp_path / "no.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_large_weights_go_beside_the_graph(exported: Get, tmp_path: Path) -> None:

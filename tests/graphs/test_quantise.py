@@ -146,6 +146,12 @@ def test_calibration_data_that_would_mislead_is_refused(bert: Path, tmp_path: Pa
     incomplete: Arrays = {"input_ids": texts(2, 8)["input_ids"]}
     with pytest.raises(DataError, match="calibration feed 0 has no attention_mask, token_type_ids"):
         quantise_static(bert, out, feeds=[incomplete])
+    short = {**texts(2, 8), "attention_mask": texts(2, 6)["attention_mask"]}
+    with pytest.raises(DataError, match=r"feed 1 has attention_mask of shape \(2, 6\), .* with .*sequence_length 8"):
+        quantise_static(bert, out, feeds=[texts(2, 8), short])
+    flat = {name: value[0] for name, value in texts(2, 8).items()}
+    with pytest.raises(DataError, match=r"feed 0 has input_ids of shape \(8,\), and the graph takes \(batch_size, seq"):
+        quantise_static(bert, out, feeds=[flat])
     assert not out.exists() and not list(tmp_path.iterdir())
 
 

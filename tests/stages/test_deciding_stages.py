@@ -18,6 +18,7 @@ from compressor.checkpoints.manifest import MANIFEST_NAME
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.energy.processor import instruction_set, read_cpu_flags
 from compressor.errors import DataError, MissingPackageError, StageError, UnsupportedError
+from compressor.runtime import runners
 from compressor.runtime.torch_models import load_module
 from compressor.stages.arithmetic import cheapest_exact
 from compressor.stages.context import StageInputs
@@ -79,13 +80,10 @@ def test_a_decoder_is_held_to_its_perplexity(gpt2: Shelf, tmp_path: Path) -> Non
     assert variant.facts["instruction_set"] == instruction_set(read_cpu_flags())
 
 
-def test_what_cannot_be_held_is_said_before_any_search(bert: Shelf, gpt2: Shelf, tmp_path: Path) -> None:
-    wrong = {**QUANTIZE, "scheme": "w8", "until": {"metric": "token_perplexity", "max_ratio": 1.1}}
-    with pytest.raises(UnsupportedError, match=r"until.metric: token_perplexity cannot be held on validation rows"):
-        do(bert, tmp_path, wrong)
+def test_without_validation_rows_nothing_can_be_held(bert: Shelf, tmp_path: Path) -> None:
+    without = replace(bert.data, validation=None)
     with pytest.raises(DataError, match=r"data.validation: nodes are left out until quality .* and there are none"):
-        do(bert, tmp_path / "b", {**QUANTIZE, "scheme": "w8", "until": ACCURACY},
-           data=replace(bert.data, validation=None))  # fmt: skip
+        do(bert, tmp_path, {**QUANTIZE, "scheme": "w8", "until": ACCURACY}, data=without)
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
 
 
@@ -97,7 +95,9 @@ def test_a_goal_that_no_mixture_keeps_ends_in_do_not_quantise(gpt2: Shelf, tmp_p
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
 
 
-def test_arithmetic_is_chosen_by_error_and_cost_on_this_machine(bert: Shelf, tmp_path: Path) -> None:
+def test_arithmetic_is_chosen_by_error_and_cost_and_another_machine_warns(
+    bert: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = do(bert, tmp_path, {"stage": "quantize", "scheme": "w8a8-dynamic", "arithmetic": "auto"})
     found = made.record.realised["arithmetic"]
     table = {row["arithmetic"]: row for row in found["options"]}
@@ -108,6 +108,13 @@ def test_arithmetic_is_chosen_by_error_and_cost_on_this_machine(bert: Shelf, tmp
     variant = made.variant("onnx-w8a8-dynamic")
     assert variant.facts["arithmetic"] == found["chosen"]
     assert variant.settings == ({"x64_quant_precision": True} if found["chosen"] == "u8s8-precise" else {})
+    assert variant.facts["instruction_set"] == instruction_set(read_cpu_flags())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runners.open_runner(made, variant.id, threads=1)
+    monkeypatch.setattr(runners, "read_cpu_flags", lambda: frozenset({"asimddp"}))
+    with pytest.warns(UserWarning, match=r"was tuned on a processor with \w+, and this one has asimddp"):
+        runners.open_runner(made, variant.id, threads=1)
 
 
 def test_the_cheapest_of_those_about_as_exact_is_taken() -> None:
@@ -184,17 +191,3 @@ def test_a_disk_that_fills_leaves_the_stage_before_intact(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
     assert open_checkpoint(source.path, verify=True).digest == source.digest
-
-
-def test_a_file_tuned_for_another_processor_warns_when_it_is_opened(
-    bert: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from compressor.runtime import runners
-
-    made = do(bert, tmp_path, {"stage": "quantize", "scheme": "w8a8-dynamic", "arithmetic": "auto"})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        runners.open_runner(made, "onnx-w8a8-dynamic", threads=1)
-    monkeypatch.setattr(runners, "read_cpu_flags", lambda: frozenset({"asimddp"}))
-    with pytest.warns(UserWarning, match=r"was tuned on a processor with \w+, and this one has asimddp"):
-        runners.open_runner(made, "onnx-w8a8-dynamic", threads=1)
