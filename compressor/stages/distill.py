@@ -15,16 +15,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from compressor.checkpoints.files import digest_json
 from compressor.checkpoints.store import Checkpoint
 from compressor.errors import UserError
 from compressor.methods.structure import Structure
-from compressor.methods.surgery import drop_layers, layers_of
+from compressor.methods.surgery import drop_layers, hidden_width, layers_of
+from compressor.methods.vocabulary import trim_embeddings
 from compressor.runtime.torch_models import load_module, quiet_transformers, with_head
 from compressor.schema.events import Emit, Note
 from compressor.spec.stages import Distill
 from compressor.stages.context import DistillInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.fitting import Splits, fit, open_splits, realised, sealed_by_the_first, train_settings
+from compressor.stages.kept_tokens import teacher_rows
 from compressor.stages.rows import fill_vectors
 from compressor.stages.sealing import Made, seal_module
 from compressor.stages.teaching import teaches_the_head, terms_of
@@ -53,12 +56,15 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
         StageError: the loss stopped being a number.
     """
     source, teacher = inputs.source, inputs.teacher
-    _check_same_language(source, teacher)
+    rows = teacher_rows(source, teacher)
+    _check_same_language(source, teacher, same_tokens=rows is None)
     with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
         splits = open_splits(source, ctx, config.training, emit, is_taught=True)
         student, structure = _student(config, source)
         taught = load_module(teacher)
+        if rows is not None:
+            trim_embeddings(taught, rows)  # its logits are then those of the tokens that the student kept
         terms = terms_of(config.losses, student, taught, ctx.task)
         pupil, master = (
             with_head(module, place.path, ctx.task) for module, place in ((student, source), (taught, teacher))
@@ -68,11 +74,11 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
                 splits, validation=fill_vectors(splits.validation, master, splits.pad_id, ctx.target.device)
             )
         torch.manual_seed(ctx.seed)
-        projections = make_projections(terms, student.config.hidden_size, taught.config.hidden_size)
+        projections = make_projections(terms, hidden_width(student), hidden_width(taught))
         add_projections(pupil, projections)
         with Inside(pupil, places_of(terms, "student")) as inside:
             loss = distillation_loss(
-                _teacher(config, teacher, master, splits, terms, ctx, emit),
+                _teacher(config, teacher, master, splits, terms, rows, ctx, emit),
                 inside=inside,
                 terms=terms,
                 label_weight=config.losses.labels,
@@ -142,6 +148,7 @@ def _teacher(
     module: nn.Module,
     splits: Splits,
     terms: tuple[Term, ...],
+    gathered: tuple[int, ...] | None,
     ctx: StageContext,
     emit: Emit,
 ) -> Teacher:
@@ -156,13 +163,14 @@ def _teacher(
         "masks": ctx.seed if ctx.task.kind == "masked_token" or splits.augmented_by else None,
         "augmented_by": splits.augmented_by,
         "precision": settings.precision,
+        "kept_token_ids": None if gathered is None else digest_json(list(gathered)),
     }
     with first_one_first():
         return ask_teacher(
             module,
             splits.train,
             key=key,
-            folder=(ctx.cache_dir or ctx.workdir) / f"teacher-{teacher.record.stage}",
+            folder=(ctx.cache_dir or ctx.workdir) / f"teacher-{teacher.record.stage}{'-gathered' if gathered else ''}",
             kind=ctx.task.kind,
             places=places_of(terms, "teacher"),
             top_k=TopK(logits.top_k, logits.temperature) if logits is not None else TopK(None, 1.0),
@@ -187,7 +195,7 @@ def _compared(config: Distill, terms: tuple[Term, ...]) -> dict[str, Any]:
     }
 
 
-def _check_same_language(source: Checkpoint, teacher: Checkpoint) -> None:
+def _check_same_language(source: Checkpoint, teacher: Checkpoint, *, same_tokens: bool) -> None:
     """Logits can only be compared class by class, and hidden states token by token."""
     ours, theirs = source.content, teacher.content
     if ours.labels != theirs.labels:
@@ -196,6 +204,8 @@ def _check_same_language(source: Checkpoint, teacher: Checkpoint) -> None:
             f"{source.record.stage!r} has {', '.join(ours.labels or ())}",
             hint="teacher and student must have the same classes in the same order",
         )
+    if not same_tokens:
+        return  # the student's are among the teacher's, and the teacher is cut to them
     ours_reads, theirs_reads = (_reading(checkpoint.path / "tokenizer.json") for checkpoint in (source, teacher))
     differ = sorted(key for key in ours_reads | theirs_reads if ours_reads.get(key) != theirs_reads.get(key))
     if differ:

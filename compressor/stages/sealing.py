@@ -18,7 +18,7 @@ from compressor.checkpoints.manifest import Record, Variant
 from compressor.checkpoints.sentence import read_sentence_modules, set_pooling_width
 from compressor.checkpoints.store import Checkpoint, seal
 from compressor.energy import identify_cpu
-from compressor.methods.surgery import n_parameters
+from compressor.methods.surgery import ADAPTERS, hidden_width, n_parameters
 from compressor.runtime.torch_models import save_module
 from compressor.stages.context import StageContext
 from compressor.stages.cost import Cost
@@ -74,7 +74,7 @@ def seal_module(
         carry_files(carry_from, out_dir, exclude_prefixes=(*NOT_CARRIED, *replaced))
     modules = read_sentence_modules(out_dir)
     if modules is not None:
-        set_pooling_width(out_dir, modules, module.config.hidden_size)
+        set_pooling_width(out_dir, modules, _width(module))
     variant = Variant(
         id=TORCH_VARIANT,
         path=WEIGHTS,
@@ -95,6 +95,11 @@ def seal_module(
         structure=structure,
         record=make_record(made, ctx, cost),
     )
+
+
+def _width(module: PreTrainedModel) -> int:
+    """Channels of the hidden states; a pruned model's config may not be able to say it."""
+    return hidden_width(module) if module.config.model_type in ADAPTERS else int(module.config.hidden_size)
 
 
 def seal_variant(

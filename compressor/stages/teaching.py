@@ -11,6 +11,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from compressor.errors import UnsupportedError, UserError
+from compressor.methods.surgery import hidden_width
 from compressor.spec.distillation import AttentionLoss, DistillLosses, PkdLoss, RelationLoss
 from compressor.spec.tasks import Task
 from compressor.training.answers import VOCABULARY
@@ -120,7 +121,7 @@ def _pkd(piece: PkdLoss, student: PreTrainedModel, teacher: PreTrainedModel, tas
         raise UnsupportedError(
             "losses.pkd compares the first token, which in a decoder has seen no other", hint="use losses.hidden"
         )
-    ours, theirs = student.config.hidden_size, teacher.config.hidden_size
+    ours, theirs = hidden_width(student), hidden_width(teacher)
     if ours != theirs:
         raise UserError(
             f"losses.pkd compares states of one width, but the student's are {ours} wide and the teacher's {theirs}",

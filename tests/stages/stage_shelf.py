@@ -34,6 +34,16 @@ CASES: dict[str, dict[str, Any]] = {
         "stage": "distill", "from": "prune-heads", "teacher": "finetune", "training": TRAINING,
         "losses": {"logits": {"temperature": 1.0}},
     },
+    "prune-all": {
+        "stage": "prune", "from": "finetune", "granule": 8,
+        "keep": {"layers": 0.5, "attention_sublayers": 0.5, "hidden": 0.5, "heads": 0.5, "ffn": 0.5},
+    },
+    "trim": {"stage": "trim-vocabulary", "from": "finetune"},
+    "recover-trimmed": {
+        "stage": "distill", "from": "trim", "teacher": "finetune", "training": {**TRAINING, "max_steps": 2},
+        "losses": {"hidden": {"kind": "mse"}},
+    },
+    "export-narrow": {"stage": "export", "from": "prune-all"},
     "export": {"stage": "export", "from": "finetune"},
     "export-pruned": {"stage": "export", "from": "prune-heads"},
     "fp16": {"stage": "quantize", "from": "export", "scheme": "fp16"},
