@@ -10,6 +10,7 @@ from compressor.measurement.certificate import certificate_of
 from compressor.render import words
 from compressor.render.markdown import markdown_table
 from compressor.render.tables import TextTable, cost_tables, name_of, payback_table, quality_table, stage_table
+from compressor.schema.certificate import Certificate
 from compressor.schema.report import Candidate, Report
 from compressor.spec.pipeline import Pipeline
 from compressor.spec.sources import DataSource
@@ -126,6 +127,21 @@ def certificate_text(report: Report, candidate: Candidate) -> str:
     baseline = (
         "unknown" if found.baseline is None else f"{found.baseline.candidate} (sha256 {found.baseline.sha256[:16]})"
     )
+    limits = [", ".join(f"{key} {value}" for key, value in flat(limit) if key != "against") for limit in found.limits]
+    lines = [
+        f"**{found.sentence()}.**",
+        markdown_table(certificate_table(found)),
+        f"- limits: {'; '.join(limits) or 'none'}\n"
+        f"- file: `{found.of.file}`, sha256 `{found.of.sha256}`\n"
+        f"- baseline: {baseline}\n"
+        f"- provider {found.machine.get('provider') or 'none'}, {found.machine.get('threads')} threads; another "
+        "processor or runtime may answer otherwise: `compressor certify` repeats it there",
+    ]
+    return "\n\n".join(lines)
+
+
+def certificate_table(found: Certificate) -> TextTable:
+    """Every metric and label of a certificate, with its limit."""
     rows = tuple(
         (
             one.metric if one.label is None else f"{one.metric} of {one.label}",
@@ -137,18 +153,10 @@ def certificate_text(report: Report, candidate: Candidate) -> str:
         )
         for one in found.figures
     )
-    table = TextTable("certificate", ("metric", "n", "value", "baseline", "difference", "limit"), rows)
-    limits = [", ".join(f"{key} {value}" for key, value in flat(limit) if key != "against") for limit in found.limits]
-    lines = [
-        f"**{found.sentence()}.**",
-        markdown_table(table),
-        f"- limits: {'; '.join(limits) or 'none'}\n"
-        f"- file: `{found.of.file}`, sha256 `{found.of.sha256}`\n"
-        f"- baseline: {baseline}\n"
-        f"- provider {found.machine.get('provider') or 'none'}, {found.machine.get('threads')} threads; another "
-        "processor or runtime may answer otherwise: `compressor certify` repeats it there",
-    ]
-    return "\n\n".join(lines)
+    digest = found.of.sha256[:16]
+    return TextTable(
+        f"certificate of sha256 {digest}", ("metric", "n", "value", "baseline", "difference", "limit"), rows
+    )
 
 
 def loading_text(

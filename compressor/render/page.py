@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
+from compressor.measurement.certificate import certificate_of
 from compressor.measurement.suite import SCRATCH_SUFFIX
 from compressor.render import words
 from compressor.render.card import lineage_of, pipeline_of
-from compressor.render.card_text import flat, summary_text
+from compressor.render.card_text import certificate_table, flat, summary_text
+from compressor.render.page_energy import energy_bands
 from compressor.render.page_figures import (
     Drawn,
     StageRecord,
@@ -38,6 +40,11 @@ from compressor.schema.report import Candidate, GoalResult, Measurement, Phase, 
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
+OPEN_FOR_PRINT = (
+    'addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(one => { one.open = true; }));'
+)
+"""Paper has no handles: whatever is folded on the screen is printed too."""
+
 
 def page(report: Report, *others: Report, records: Mapping[str, StageRecord] | None = None) -> str:
     """One HTML file for one run, or for several side by side.
@@ -59,7 +66,7 @@ def page(report: Report, *others: Report, records: Mapping[str, StageRecord] | N
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}: compressor report</title>\n<style>{_style()}</style>\n"
-        f"<script>{plotly_js()}</script></head>\n<body><main>\n{body}</main></body></html>\n"
+        f"<script>{plotly_js()}</script>\n<script>{OPEN_FOR_PRINT}</script></head>\n<body><main>\n{body}</main></body></html>\n"
     )
 
 
@@ -86,7 +93,9 @@ def _run(report: Report, number: int, records: Mapping[str, StageRecord]) -> str
         section("Step by step", *_figures(falls, f"r{number}-steps")),
         section("Quality against cost", *_figures(clouds, f"r{number}-pareto")),
         section("Cost of use", *(table_html(table, selected=selected) for table in cost_tables(report))),
+        section("Energy windows", *_figures([energy_bands(report, *place) for place in places], f"r{number}-energy")),
         section("Quality", None if quality is None else table_html(quality, selected=selected)),
+        section("Certificates", *_certificates(report)),
         section("Training", *_figures(training_curves(ordered), f"r{number}-training")),
         section("Kept structure", *_figures([_structure(report, records)], f"r{number}-kept")),
         section(
@@ -167,6 +176,25 @@ def _listed(headings: Mapping[str, list[str]], key: str) -> str | None:
 
 def _figures(drawn: Sequence[Drawn | None], name: str) -> list[str]:
     return [figure_html(one, f"{name}-{number}") for number, one in enumerate(drawn) if one is not None]
+
+
+def _certificates(report: Report) -> list[str]:
+    """The winner's figure by figure, and a line for each other candidate."""
+    if not report.certificates:
+        return ["<p>This report was written without certificates: nothing in it is certified.</p>"]
+    chosen = certificate_of(report, report.selected or "")
+    others = [one for one in report.certificates if one is not chosen]
+    parts = []
+    if chosen is not None:
+        status = "met" if chosen.certified else "missed"
+        parts.append(
+            f'<p><span class="status {status}">{chosen.word.upper()}</span> {escape(chosen.of.candidate)}: '
+            f"{escape(chosen.sentence())}</p>"
+        )
+        parts.append(table_html(certificate_table(chosen)))
+    if others:
+        parts.append(list_html(f"{one.of.candidate}: {one.sentence()}" for one in others))
+    return parts
 
 
 def _structure(report: Report, records: Mapping[str, StageRecord]) -> Drawn | None:

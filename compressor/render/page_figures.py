@@ -126,7 +126,7 @@ def waterfall(report: Report, chain: Sequence[Candidate], workload: str, phase: 
         f"{words.significant(costs[-1])} microseconds in {len(names) - 1} steps, and {metric} from "
         f"{words.quality(rows[0])} to {words.quality(rows[-1])}."
     )
-    return Drawn(f"What each step earns and costs: {workload}, {phase}", text, _styled(figure, 520), table)
+    return Drawn(f"What each step earns and costs: {workload}, {phase}", text, styled(figure, 520), table)
 
 
 def _errors(x: list[str], rows: Sequence[Quality], metric: str) -> Any:
@@ -195,7 +195,7 @@ def pareto(points: Sequence[Point], title: str, cost_axis: str, scale: float = 1
         group = [point for point, flag in zip(points, grey, strict=True) if flag == is_grey]
         if group:
             figure.add_trace(_cloud(group, name, colour, symbol, scale, places))
-    figure.update_xaxes(**_cost_scale([point.cost * scale for point in points]))
+    figure.update_xaxes(**cost_scale([point.cost * scale for point in points]))
     figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
     figure.update_xaxes(title_text=cost_axis)
     figure.update_yaxes(title_text=_axis(metric) + (" (less is better)" if metric in LESS_IS_BETTER else ""))
@@ -214,10 +214,10 @@ def pareto(points: Sequence[Point], title: str, cost_axis: str, scale: float = 1
         "Dominated goes by the values; where intervals overlap, the order may be chance."
     )
     table = TextTable(title, ("candidate", metric, cost_axis, ""), rows)
-    return Drawn(title, text, _styled(figure, 430), table)
+    return Drawn(title, text, styled(figure, 430), table)
 
 
-def _cost_scale(costs: Sequence[float]) -> dict[str, Any]:
+def cost_scale(costs: Sequence[float]) -> dict[str, Any]:
     """Linear from zero, or logarithmic with ticks at 1, 2 and 5 where costs are far apart."""
     low, high = min(costs), max(costs)
     if high <= 4 * low:
@@ -311,7 +311,7 @@ def _curve(record: StageRecord) -> Drawn:
         figure.update_yaxes(title_text="validation", row=2, col=1, tickformat=".3~g")
     table = TextTable(f"training of {record.stage}", ("curve", "first", "last", "points"), tuple(rows))
     text = f"In {steps:.0f} steps, {', '.join(said)}."
-    return Drawn(f"Training of {record.stage}", text, _styled(figure, 440 if metrics else 320), table)
+    return Drawn(f"Training of {record.stage}", text, styled(figure, 440 if metrics else 320), table)
 
 
 def _line(xs: list[float], ys: list[float], name: str, key: str) -> Any:
@@ -362,14 +362,15 @@ def kept_structure(record: StageRecord, before: Mapping[str, Any]) -> Drawn | No
         f"Over {len(layers)} layers that were kept ({record.structure['layers_kept']}), {mean[0]:.0%} of the attention "
         f"heads and {mean[1]:.0%} of the feed-forward neurons of each layer remain on average."
     )
-    return Drawn(f"What {record.stage} kept", text, _styled(figure, 170 + 34 * len(layers)), table)
+    return Drawn(f"What {record.stage} kept", text, styled(figure, 170 + 34 * len(layers)), table)
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int | None:
     return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
 
 
-def _styled(figure: Any, height: int) -> Any:
+def styled(figure: Any, height: int) -> Any:
+    """The look that all figures share: transparent paper, quiet grid, no toolbar."""
     figure.update_layout(
         height=height,
         template="none",

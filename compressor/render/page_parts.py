@@ -8,6 +8,9 @@ from html import escape
 from compressor.render.page_figures import Drawn
 from compressor.render.tables import TextTable
 
+SHOWN = 4
+"""Notes that stand open below a table; a session's remarks can be many."""
+
 
 def table_html(table: TextTable, *, selected: str | None = None, of_words: bool = False) -> str:
     """A table with its caption, headings and notes; it scrolls by itself where the screen is narrow.
@@ -25,14 +28,20 @@ def table_html(table: TextTable, *, selected: str | None = None, of_words: bool 
         + "</tr>\n"
         for row in table.rows
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    first, more = table.notes[:SHOWN], table.notes[SHOWN:]
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">\n'
         + ('<table class="words">' if of_words else "<table>")
         + f"<caption>{escape(table.title)}</caption>"
         f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
-        + (f'\n<ul class="notes">{notes}</ul>' if notes else "")
+        + _notes(first)
+        + (f"<details><summary>More remarks ({len(more)})</summary>{_notes(more)}</details>" if more else "")
     )
+
+
+def _notes(notes: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'\n<ul class="notes">{items}</ul>' if items else ""
 
 
 def figure_html(drawn: Drawn, name: str) -> str:

@@ -15,6 +15,7 @@ from test_render import JOULES, unmarked_joules
 
 from compressor.render.page import chain_of, page
 from compressor.render.page_figures import Point, StageRecord, dominated, kept_structure, plotly_js
+from compressor.schema.certificate import Certificate, CertifiedFigure, CertifiedFile
 from compressor.schema.report import Quality, Report, read_report
 
 HERE = Path(__file__).parent
@@ -38,6 +39,23 @@ RECORDS = {
     "pruned": StageRecord("pruned", structure={"layers_kept": "0", "layers": [KEPT]}, config=CONFIG),
 }
 PAGE = page(REPORT, records=RECORDS)
+N_FIGURES = 8
+CERTIFICATE = Certificate(
+    certified=False,
+    reasons=("recall of 'yes': missed",),
+    of=CertifiedFile(candidate="int8", variant="v", file="f", sha256="0" * 64, checkpoint="c"),
+    baseline=None,
+    figures=(
+        CertifiedFigure(
+            metric="recall", label="yes", n=9, value=0.5, baseline=0.75, delta=-0.25, delta_low=-0.4, delta_high=-0.1,
+            limit="at most 5 points", status="missed",
+        ),
+    ),
+    limits=(),
+    data={},
+    machine={"cpu": "one processor", "runtime": "onnxruntime 1"},
+    created="",
+)  # fmt: skip
 
 
 def without_script(text: str) -> str:
@@ -70,7 +88,9 @@ def test_the_page_has_every_part() -> None:
         "Step by step",
         "Quality against cost",
         "Cost of use",
+        "Energy windows",
         "Quality",
+        "Certificates",
         "Training",
         "Kept structure",
         "Cost of compressing, and when it comes back",
@@ -83,11 +103,27 @@ def test_the_page_has_every_part() -> None:
 
 def test_every_figure_has_a_text_and_a_table() -> None:
     figures = re.findall(r"<figure>.*?</figure>", PAGE, flags=re.DOTALL)
-    assert len(figures) == 6
+    assert len(figures) == N_FIGURES
     for figure in figures:
         said = re.search(r'role="img" aria-label="([^"]{40,})"', figure)
         assert said is not None and f"<p>{said[1]}</p>" in figure
         assert "<table>" in figure and 'scope="col"' in figure and 'scope="row"' in figure
+
+
+def test_the_winners_certificate_is_told_label_by_label() -> None:
+    seen = text_of(page(REPORT.model_copy(update={"certificates": (CERTIFICATE,)})))
+    assert "NOT CERTIFIED int8: not certified on one processor, onnxruntime 1: recall of 'yes': missed" in seen
+    assert "recall of yes 9 0.5000 0.7500 -0.2500 (-0.4000 to -0.1000) missed" in seen
+    assert "This report was written without certificates: nothing in it is certified." in text_of(PAGE)
+
+
+def test_every_energy_window_says_how_it_was_had() -> None:
+    figure = next(
+        one for one in re.findall(r"<figure>.*?</figure>", PAGE, flags=re.DOTALL) if "Energy per token" in one
+    )
+    seen = text_of(figure)
+    assert "estimated (model_estimated) spec_share/1 VM share" in seen
+    assert unmarked_joules(seen) == []
 
 
 def test_what_a_report_says_is_never_markup() -> None:
@@ -163,7 +199,7 @@ def test_chromium_draws_every_figure_without_an_error_and_nothing_hangs_over(tmp
     dom, log = browse(tmp_path, source, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
     assert "CONSOLE" not in log
     drawn = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
-    assert len(re.findall(r'class="[^"]*js-plotly-plot', drawn)) == 6
+    assert len(re.findall(r'class="[^"]*js-plotly-plot', drawn)) == N_FIGURES
     assert int(re.search(r'data-over="(-?\d+)"', drawn)[1]) <= 0  # type: ignore[index]
     assert 'data-dark="true"' in drawn
 
