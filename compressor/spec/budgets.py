@@ -134,7 +134,7 @@ class Search(Part):
     another."""
     levels: Annotated[int, Field(ge=2)] = 7
     """Sizes scored for each sublayer, from nothing to everything."""
-    score_rows: Annotated[int, Field(gt=0)] = 128
+    score_rows: Annotated[int, Field(gt=0)] = 64
     """Calibration rows (windows for decoders) on which options are scored; the others rank and refit."""
     precision: Precision = "fp32"
     """What will ship: `int8` takes costs and scores of `w8a8-dynamic` weights."""
