@@ -89,11 +89,14 @@ def validate(pipeline: PipelineFile, *, overrides: Overrides = None, as_json: As
 def schema(
     *,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference for people instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What it prints without --markdown anyway.")] = False,
 ) -> None:
     """Print the JSON Schema of pipelines, for editors.
 
     Example: compressor schema > pipeline.schema.json
     """
+    if markdown and as_json:
+        raise UserError("--markdown and --json are two forms of the same", hint="give one of them")
     if markdown:
         from compressor.integrations.reference import pipeline_reference
 

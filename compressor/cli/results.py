@@ -73,6 +73,7 @@ def export_results(
         str, typer.Option("--format", help="boamps, boamps-training, cyclonedx, spdx, sci or prometheus.")
     ],
     out: OutFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the results of a run in the words of another tool or standard.
 
@@ -84,7 +85,9 @@ def export_results(
     from compressor.pipeline.reading import report_of_run
 
     text = export(report_of_run(run), format_)
-    if out is None:
+    if out is not None:
+        write_file(out, text)
+    if as_json:
+        print_json({"format": format_, "text": text, "written": None if out is None else str(out)})
+    elif out is None:
         print(text, end="")
-        return
-    write_file(out, text)

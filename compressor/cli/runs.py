@@ -96,6 +96,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs, or their reports.")],
     *,
     html: Annotated[Path, typer.Option(metavar="FILE", help="Write the page to this file.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write one page that shows several runs side by side.
 
@@ -108,6 +109,8 @@ def compare(
         raise UserError("one run has nothing to be compared with", hint="name two or more")
     found = [read_report(run / "report.json" if run.is_dir() else run) for run in runs]
     write_file(html, page(*found))
+    if as_json:
+        print_json({"written": str(html), "runs": [{"name": one.name, "selected": one.selected} for one in found]})
 
 
 def card(
@@ -120,6 +123,7 @@ def card(
         str | None, typer.Option(help="Of the weights; the pipeline's `model.licence` if absent.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file, not to stdout.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the model card of a finished run, with the metadata that the Hugging Face hub reads.
 
@@ -129,10 +133,12 @@ def card(
     from compressor.render.card import model_card
 
     text = model_card(report_of_run(run), candidate=candidate, licence=licence)
-    if out is None:
+    if out is not None:
+        write_file(out, text)
+    if as_json:
+        print_json({"card": text, "written": None if out is None else str(out)})
+    elif out is None:
         print(text, end="")
-        return
-    write_file(out, text)
 
 
 def clean(run: RunFolder, *, as_json: AsJson = False) -> None:
