@@ -86,8 +86,9 @@ def _stage_records(run: Path) -> dict[str, StageRecord]:
             records[line.state.id] = StageRecord(
                 line.state.id,
                 tuple(checkpoint.record.realised.get("history") or ()),
-                checkpoint.content.structure,
+                checkpoint.content.structure or checkpoint.record.realised.get("structure"),
                 json.loads((folder / "config.json").read_text(encoding="utf-8")),
+                checkpoint.record.realised.get("choice"),
             )
     return records
 

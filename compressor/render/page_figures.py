@@ -38,12 +38,14 @@ class StageRecord:
         history: what training logged, entry by entry.
         structure: what pruning kept (`methods.structure`); None for a stock shape.
         config: the checkpoint's config.json.
+        choice: what a search under a budget predicted and measured (`stages.searching`); None without a budget.
     """
 
     stage: str
     history: tuple[Mapping[str, float], ...] = ()
     structure: Mapping[str, Any] | None = None
     config: Mapping[str, Any] | None = None
+    choice: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -362,7 +364,23 @@ def kept_structure(record: StageRecord, before: Mapping[str, Any]) -> Drawn | No
         f"Over {len(layers)} layers that were kept ({record.structure['layers_kept']}), {mean[0]:.0%} of the attention "
         f"heads and {mean[1]:.0%} of the feed-forward neurons of each layer remain on average."
     )
+    text = " ".join([text, *_budget_kept(record.choice)])
     return Drawn(f"What {record.stage} kept", text, styled(figure, 170 + 34 * len(layers)), table)
+
+
+def _budget_kept(choice: Mapping[str, Any] | None) -> list[str]:
+    """What the structure was predicted to cost, and what its export measured."""
+    if choice is None:
+        return []
+    budget = ", ".join(f"{name} {limit}" for name, limit in choice["budget"].items())
+    predicted = f"Chosen for the budget {budget}; predicted {choice['predicted_cost_ratio']:.3f} of the dense cost."
+    if "measured" not in choice:
+        return [predicted]
+    return [
+        predicted,
+        f"The exported shape measured {choice['measured_cost_ratio']:.3f}, {choice['tolerance']:.1%} off being allowed "
+        f"(the dense model differed from itself by up to {choice['measured']['aa_bound']:.1%}).",
+    ]
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int | None:

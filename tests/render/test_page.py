@@ -206,3 +206,15 @@ def test_chromium_draws_every_figure_without_an_error_and_nothing_hangs_over(tmp
 
 def test_equal_reports_give_equal_pages() -> None:
     assert page(Report.model_validate_json(REPORT.model_dump_json(by_alias=True)), records=RECORDS) == PAGE
+
+
+def test_a_pruned_structure_says_what_it_was_to_cost_and_what_it_measured() -> None:
+    choice = {
+        "budget": {"cpu_s_per_token": "0.6x"}, "predicted_cost_ratio": 0.602, "measured_cost_ratio": 0.611,
+        "tolerance": 0.034, "measured": {"aa_bound": 0.034},
+    }  # fmt: skip
+    record = StageRecord("p", structure={"layers_kept": "0", "layers": [KEPT]}, choice=choice)
+    drawn = kept_structure(record, CONFIG)
+    assert drawn is not None
+    assert "Chosen for the budget cpu_s_per_token 0.6x; predicted 0.602 of the dense cost." in drawn.text
+    assert "measured 0.611, 3.4% off being allowed (the dense model differed from itself by up to 3.4%)" in drawn.text
