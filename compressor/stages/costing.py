@@ -37,8 +37,17 @@ def cost_basis(
     calibration: energy.Calibration | None,
     emit: Emit,
     effort: Effort | None = None,
+    check: bool = True,
 ) -> CostBasis | None:
     """Measure what is missing of the source's cost table; None where the budget is counted and needs none.
+
+    Args:
+        config, source: the stage and what it starts from.
+        workloads, data, task, max_tokens, target: of the pipeline.
+        calibration: watts of this machine, where energy is estimated.
+        emit: takes progress.
+        effort: how long things are timed.
+        check: hold sums over the table against random whole models before they are believed.
 
     Raises:
         UserError: a table of another device or model; a workload or phase that does not exist.
@@ -64,6 +73,7 @@ def cost_basis(
             accept_other_device=search.accept_other_device,
             calibration=calibration,
             effort=effort,
+            check=check,
             on_progress=lambda what, done, total: emit(Progress(config.id, what, done, total)),
         )
 

@@ -23,6 +23,7 @@ from compressor.methods.losses import logit_kl
 from compressor.methods.pruning import prune_model
 from compressor.methods.structure import Structure
 from compressor.methods.surgery import apply_structure, layers_of, n_parameters, read_structure
+from compressor.methods.trying import Trial, fake_int8
 
 BATCHES = [inputs(seed=seed, batch=6) for seed in range(2, 6)]
 JUDGED = [inputs(seed=20, batch=4)]
@@ -126,3 +127,68 @@ def test_progress_counts_every_option() -> None:
     seen: list[tuple[int, int]] = []
     scored(build("bert"), on_progress=lambda done, of: seen.append((done, of)))
     assert seen == [(number, 18) for number in range(1, 19)]
+
+
+def test_int8_options_stand_beside_fp32_and_change_what_is_chosen() -> None:
+    model = build("gpt2")
+    before, weights = logits(model), copy.deepcopy(model.state_dict())
+    result = scored(model, precisions=("fp32", "int8"))
+    assert torch.equal(logits(model), before)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    for group in result.groups:
+        fp32, int8 = ([o for o in group.options if o.precision == name] for name in ("fp32", "int8"))
+        assert [o.kept for o in fp32] == [o.kept for o in int8]
+        assert fp32[-1].loss == 0.0 < int8[-1].loss < fp32[0].loss
+
+    def cost(layer: int, kind: str, size: int, precision: str = "fp32", /) -> float:
+        return size * (1.0 if precision == "fp32" else 0.3)
+
+    choice = choose(result, cost, 0.4 * dense_cost(result.source, cost))
+    assert "int8" in {precision for layer in choice.precisions for precision in layer.values()}
+    only = choose(scored(model), cost, 0.4 * dense_cost(result.source, cost))
+    assert choice.predicted_loss < only.predicted_loss
+    assert choice.predicted_cost <= 0.4 * choice.dense_cost
+
+
+def test_rounded_weights_are_a_step_away_at_most() -> None:
+    weight = torch.randn(5, 40)
+    weight[2] = 0.0
+    rounded = fake_int8(weight)
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert bool(((rounded - weight).abs() <= step / 2 + 1e-7).all())
+    assert torch.equal(fake_int8(rounded), rounded) and torch.equal(rounded[2], weight[2])
+
+
+def test_the_true_loss_of_a_choice_is_the_loss_of_all_its_options_at_once() -> None:
+    dense = build("bert")
+    trial = Trial(
+        dense, BATCHES, score_batches=JUDGED, recovery="none", importance="magnitude", levels=(0.5, 1), ffn_granule=8
+    )
+    halves = [(place.best(place.counts[0]), "fp32") for place in trial.places]
+    full = [(place.best(place.counts[-1]), "fp32") for place in trial.places]
+    assert trial.loss_of_all(full) == pytest.approx(0.0, abs=1e-9)  # type: ignore[arg-type]
+    kept = {(place.layer, place.kind): units for place, (units, _) in zip(trial.places, halves, strict=True)}
+    layers = tuple(
+        type(layer)(kept[number, "attention"], kept[number, "attention"], kept[number, "ffn"])
+        for number, layer in enumerate(trial.source.layers)
+    )
+    pruned = apply_structure(copy.deepcopy(dense), Structure(trial.source.layers_kept, layers))
+    expected = logit_kl(logits(pruned, JUDGED[0]), logits(dense, JUDGED[0]))
+    assert trial.loss_of_all(halves) == pytest.approx(expected.item(), rel=1e-3)  # type: ignore[arg-type]
+
+
+def test_further_limits_are_kept_where_the_budget_alone_would_not() -> None:
+    result = scored(build("bert"))
+    count = parameter_cost(build("bert"))
+
+    def heads_only(layer: int, kind: str, size: int, precision: str = "fp32", /) -> float:
+        return float(size) if kind == "attention" else 0.0
+
+    budget = 0.7 * dense_cost(result.source, count)
+    free = choose(result, count, budget)
+    most = sum(free.n_heads) - 2
+    limited = choose(result, count, budget, limits=[(heads_only, most)])
+    assert sum(limited.n_heads) <= most < sum(free.n_heads)
+    assert limited.predicted_cost <= budget and limited.predicted_loss >= free.predicted_loss
+    with pytest.raises(UserError, match=r"no choice was found that costs at most .* and keeps the limits -1"):
+        choose(result, count, budget, limits=[(heads_only, -1.0)])

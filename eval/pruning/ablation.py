@@ -1,0 +1,495 @@
+"""Structure chosen by measured costs, by MACs, uniformly, and by magnitude, at equal measured cost.
+
+    python eval/pruning/ablation.py STUDY PHASE [--work DIR] [--out FILE]
+
+STUDY is minilm, smollm2 or gpt2; the phases, in this order, each of which goes on from what the one before left in
+the work folder:
+
+    table     the cost table, and whether it adds up          (timed: on a quiet machine)
+    score     options, scored without labels
+    match     every method's budget moved until its exported shape measures what was asked    (timed)
+    refine    swaps on the true loss, the same number for both searches
+    rematch   the refined choices measured, and trimmed where they miss                       (timed)
+    quality   prune for good, judge on unseen text, write the record
+
+What a method spends is always what its exported model measured beside the dense one, never what it was asked to spend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from compressor.data.tokenize import draw_windows, load_tokenizer, windows
+from compressor.measurement.cost_basis import CostBasis, WholeModels, measure_costs
+from compressor.measurement.cost_table import CallShape
+from compressor.methods.choosing import (
+    Choice,
+    Cost,
+    Group,
+    Option,
+    OptionScores,
+    choice_of,
+    choose,
+    costs_of,
+    dense_cost,
+    losses_of,
+    macs_cost,
+    score_trial,
+)
+from compressor.methods.pruning import prune_model
+from compressor.methods.refining import refine, refit_to_budget
+from compressor.methods.structure import ATTENTION, FFN, read_ranges, write_ranges
+from compressor.methods.surgery import n_parameters, read_structure
+from compressor.methods.trying import Trial
+from compressor.stages.searching import measured_cost
+
+ROOT = Path(__file__).resolve().parents[2]
+Sizes = list[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model, what it is used for, and how much it may cost."""
+
+    model: str
+    text: str
+    unseen: str
+    is_decoder: bool
+    calls: tuple[CallShape, ...]
+    ratio: float
+    levels: tuple[float, ...]
+    granule: int
+    rows: int
+    max_tokens: int
+    score_rows: int
+    swaps: int
+
+
+SEVEN = tuple(step / 6 for step in range(7))
+SIX = (0.0, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)
+SOTU = (".cache/data/sotu/train.txt", ".cache/data/sotu/test.txt")
+MOVIES = (".cache/data/movies/train.jsonl", ".cache/data/movies/test.jsonl")
+STUDIES = {
+    "minilm": Study(
+        ".cache/models/all-MiniLM-L6-v2", *MOVIES, False, (CallShape("forward", 8, 32, 0, 256.0, 1.0),), 0.6, SEVEN,
+        granule=64, rows=768, max_tokens=64, score_rows=96, swaps=60,
+    ),
+    "smollm2": Study(
+        ".cache/models/smollm2-135m-instruct-dequantised-q4_1", *SOTU, True,
+        (CallShape("decode", 1, 1, 144, 1.0, 1.0),), 0.8, SIX,
+        granule=64, rows=128, max_tokens=256, score_rows=4, swaps=40,
+    ),
+    "gpt2": Study(
+        "runs/gpt2-sotu/stages/teacher", *SOTU, True, (CallShape("decode", 1, 1, 80, 1.0, 1.0),), 0.8, SEVEN,
+        granule=64, rows=192, max_tokens=128, score_rows=16, swaps=60,
+    ),
+}  # fmt: skip
+
+
+class Work:
+    """A work folder: what one phase leaves for the next."""
+
+    def __init__(self, study: Study, folder: Path, model: Path | None) -> None:
+        self.study, self.folder = study, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = model or ROOT / study.model
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.folder / f"{name}.json").read_text())
+
+    def write(self, name: str, value: Any) -> None:
+        (self.folder / f"{name}.json").write_text(json.dumps(value, indent=1))
+
+    def model(self) -> PreTrainedModel:
+        if (self.path / "compressor.json").is_file():
+            from compressor.runtime.torch_models import load_module
+
+            return load_module(self.path)
+        kind = AutoModelForCausalLM if self.study.is_decoder else AutoModel
+        module: PreTrainedModel = kind.from_pretrained(self.path, dtype=torch.float32).eval()
+        return module
+
+    def texts(self, file: str) -> list[str]:
+        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line)["text"] for line in lines] if file.endswith(".jsonl") else lines
+        return [text for text in found if text.strip()]
+
+    def batches(self) -> list[dict[str, torch.Tensor]]:
+        """Calibration batches; encoders' rows longest first."""
+        study, texts = self.study, self.texts(self.study.text)
+        if study.is_decoder:
+            tokenizer = load_tokenizer(self.path)
+            rows = draw_windows(tokenizer, texts, context=study.max_tokens, n_windows=study.rows, seed=0)
+            rows = [row for row in rows if len(row) == study.max_tokens]
+            size = 4
+            tensors = [torch.tensor(rows[at : at + size]) for at in range(0, len(rows), size)]
+            return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tensors]
+        return padded(self.path, sorted(texts[: study.rows], key=len, reverse=True), study.max_tokens, 16)
+
+    def split(self) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
+        """Batches that rank and refit, and batches that score."""
+        batches = self.batches()
+        wanted, judged = self.study.score_rows, []
+        step = max(2, len(batches) * len(batches[0]["input_ids"]) // wanted)
+        for number in range(step // 2, len(batches), step):
+            judged.append(number)
+        return (
+            [batch for number, batch in enumerate(batches) if number not in judged],
+            [batches[number] for number in judged],
+        )
+
+    def basis(self, model: PreTrainedModel) -> CostBasis:
+        return measure_costs(
+            model,
+            is_decoder=self.study.is_decoder,
+            outputs=("logits",) if self.study.is_decoder else ("last_hidden_state",),
+            calls=self.study.calls,
+            precision="fp32",
+            granule=self.study.granule,
+            threads=torch.get_num_threads(),
+            provider="CPUExecutionProvider",
+            on_progress=lambda what, done, total: say(f"{what} {done}/{total}"),
+        )
+
+    def scores(self) -> OptionScores:
+        model = self.model()
+        groups = [
+            Group(
+                group["layer"],
+                group["kind"],
+                tuple(Option(read_ranges(o["kept"]), o["size"], o["loss"]) for o in group["options"]),
+            )
+            for group in self.read("scores")["groups"]
+        ]
+        return OptionScores(read_structure(model), tuple(groups))
+
+
+def padded(path: Path, texts: Sequence[str], max_tokens: int, size: int) -> list[dict[str, torch.Tensor]]:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    settings = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+    return [dict(tokenizer(list(texts[at : at + size]), **settings)) for at in range(0, len(texts), size)]
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+# Phases
+
+
+def table(work: Work) -> None:
+    started = time.monotonic()
+    basis = work.basis(work.model())
+    record = {"wall_s": time.monotonic() - started, "threads": torch.get_num_threads(), **basis.costs.table.to_json()}
+    work.write("table", record)
+    say(f"additivity: {basis.costs.fit}")
+
+
+def score(work: Work) -> None:
+    study, started = work.study, time.monotonic()
+    fitting, judged = work.split()
+    trial = Trial(
+        work.model(), fitting, score_batches=judged, score="kl" if study.is_decoder else "cosine", levels=study.levels,
+        ffn_granule=study.granule,
+    )  # fmt: skip
+    scores = score_trial(
+        trial, on_progress=lambda done, total: say(f"scored {done}/{total}") if done % 20 == 0 else None
+    )
+    work.write(
+        "scores",
+        {
+            "wall_s": time.monotonic() - started,
+            "calibration_tokens": sum(int(batch["attention_mask"].sum()) for batch in fitting),
+            "score_tokens": sum(int(batch["attention_mask"].sum()) for batch in judged),
+            "groups": [
+                {
+                    "layer": group.layer,
+                    "kind": group.kind,
+                    "options": [{"kept": write_ranges(o.kept), "size": o.size, "loss": o.loss} for o in group.options],
+                }
+                for group in scores.groups
+            ],
+        },
+    )
+
+
+def cost_of(name: str, work: Work, model: PreTrainedModel, basis: CostBasis) -> tuple[Cost, float]:
+    """A search's cost and what is fixed of it."""
+    if name == "macs":
+        n_tokens = work.study.calls[0].n_new + work.study.calls[0].n_past
+        # what no choice changes is in neither search's hands; both get the head and embeddings that they can see
+        head = model.get_output_embeddings()
+        return macs_cost(model, n_tokens=n_tokens), 0.0 if head is None else float(head.weight.numel())
+    return measured_cost(basis.costs, "cpu_s"), basis.costs.fixed("cpu_s")
+
+
+def match(work: Work) -> None:
+    """Move each method's own budget until its shape measures the target."""
+    model = work.model()
+    basis, scores = work.basis(model), work.scores()
+    found: dict[str, Any] = {}
+    with WholeModels(model, basis) as whole:
+        for name in ("measured", "macs"):
+            cost, fixed = cost_of(name, work, model, basis)
+            dense = dense_cost(scores.source, cost, fixed)
+            pick = searcher(scores, cost, fixed, dense)
+            found[name] = settle(work, whole, pick, basis)
+        found["uniform"] = settle(work, whole, lambda ratio: uniform(scores, ratio, work.study), basis)
+    found["magnitude"] = dict(found["uniform"])  # the same shape; only what stays differs
+    work.write("matched", found)
+
+
+def searcher(scores: OptionScores, cost: Cost, fixed: float, dense: float) -> Callable[[float], Any]:
+    """Share of the dense cost -> sizes and options."""
+
+    def pick(ratio: float) -> tuple[Sizes, list[int]]:
+        choice = choose(scores, cost, ratio * dense, fixed)
+        return sizes_of(choice), list(choice.options)
+
+    return pick
+
+
+def uniform(scores: OptionScores, ratio: float, study: Study) -> tuple[Sizes, list[int]]:
+    """The same fraction of heads and neurons in every layer; whole groups and granules are spread over the layers so
+    that a fraction between two steps can be met."""
+    sizes: Sizes = []
+    n_layers, carried_heads, carried_ffn = len(scores.source.layers), 0.0, 0.0
+    for layer in scores.source.layers:
+        carried_heads += ratio * layer.n_kv_heads
+        kv_heads = min(layer.n_kv_heads, max(1, round(carried_heads)))
+        carried_heads -= kv_heads
+        carried_ffn += ratio * layer.ffn_width
+        width = min(layer.ffn_width, max(study.granule, study.granule * round(carried_ffn / study.granule)))
+        carried_ffn -= width
+        sizes.append((kv_heads * (layer.n_heads // layer.n_kv_heads), kv_heads, width))
+    assert len(sizes) == n_layers
+    return sizes, []
+
+
+def settle(work: Work, whole: WholeModels, pick: Callable[[float], Any], basis: CostBasis) -> dict[str, Any]:
+    """Correct the share asked for until the share measured is the target, at most four times; keep the nearest."""
+    target, asked, best = work.study.ratio, work.study.ratio, None
+    tried = []
+    for _ in range(4):
+        sizes, options = pick(asked)
+        comparison = whole.compare(sizes)
+        entry = {
+            "asked": asked,
+            "sizes": sizes,
+            "options": options,
+            "predicted_ratio": predicted(basis, sizes, work),
+            "measured": comparison.to_json(),
+        }
+        tried.append({"asked": asked, "measured_ratio": comparison.ratio, "aa_bound": comparison.aa_bound})
+        say(f"asked {asked:.3f}, measured {comparison.ratio:.3f} (A/A {comparison.aa_bound:.3f})")
+        if best is None or abs(comparison.ratio - target) < abs(best["measured"]["ratio"] - target):
+            best = entry
+        if abs(comparison.ratio / target - 1) <= 0.02:
+            break
+        asked = min(0.98, max(0.02, asked * target / comparison.ratio))
+    assert best is not None
+    return {**best, "tried": tried}
+
+
+def predicted(basis: CostBasis, sizes: Sizes, work: Work) -> float:
+    """What the table says of a shape, as a share of dense."""
+    cost, fixed = measured_cost(basis.costs, "cpu_s"), basis.costs.fixed("cpu_s")
+    small = fixed + math.fsum(cost(0, ATTENTION, heads) + cost(0, FFN, width) for heads, _, width in sizes)
+    layers = read_structure(basis.timer.model).layers
+    dense = fixed + math.fsum(cost(0, ATTENTION, one.n_heads) + cost(0, FFN, one.ffn_width) for one in layers)
+    return small / dense
+
+
+def refine_choices(work: Work) -> None:
+    study, matched = work.study, work.read("matched")
+    model = work.model()
+    basis, scores = work.basis(model), work.scores()
+    fitting, judged = work.split()
+    trial = Trial(
+        model, fitting, score_batches=judged, score="kl" if study.is_decoder else "cosine", levels=study.levels,
+        ffn_granule=study.granule,
+    )  # fmt: skip
+
+    def true_loss(options: Sequence[int]) -> float:
+        chosen = [group.options[number] for group, number in zip(scores.groups, options, strict=True)]
+        return trial.loss_of_all([(option.kept, option.precision) for option in chosen])
+
+    refined = {}
+    for name in ("measured", "macs"):
+        cost, fixed = cost_of(name, work, model, basis)
+        start = matched[name]["options"]
+        before = choice_of(scores, start, cost, fixed)
+        found = refine(
+            costs_of(scores, cost), losses_of(scores), start, before.predicted_cost - fixed, true_loss,
+            n_moves=study.swaps,
+        )  # fmt: skip
+        say(f"{name}: {found.loss_before:.5g} -> {found.loss:.5g}, {found.n_accepted} of {found.n_tried} moves")
+        refined[name] = {**asdict(found), "predicted_loss": before.predicted_loss}
+    work.write("refined", refined)
+
+
+def rematch(work: Work) -> None:
+    """Measure the refined choices; trim them by steps where they miss."""
+    model = work.model()
+    basis, scores, refined = work.basis(model), work.scores(), work.read("refined")
+    found = {}
+    with WholeModels(model, basis) as whole:
+        for name in ("measured", "macs"):
+            cost, fixed = cost_of(name, work, model, basis)
+            options = refined[name]["options"]
+            level = choice_of(scores, options, cost, fixed).predicted_cost
+
+            def pick(
+                asked: float, options: Any = options, level: float = level, cost: Cost = cost, fixed: float = fixed
+            ) -> Any:
+                share = asked / work.study.ratio
+                if share == 1.0:
+                    trimmed = tuple(options)
+                else:
+                    trimmed = refit_to_budget(costs_of(scores, cost), losses_of(scores), options, level * share - fixed)
+                return sizes_of(choice_of(scores, trimmed, cost, fixed)), list(trimmed)
+
+            found[f"{name} + swaps"] = settle(work, whole, pick, basis)
+    work.write("rematched", found)
+
+
+def trimmer(
+    work: Work, scores: OptionScores, cost: Cost, fixed: float, options: Sequence[int], level: float
+) -> Callable[[float], Any]:
+    """Share of the dense cost asked for -> the refined choice, stepped down or up to that share of what it was."""
+
+    def pick(asked: float) -> tuple[Sizes, list[int]]:
+        share, chosen = asked / work.study.ratio, tuple(options)
+        if share != 1.0:
+            chosen = refit_to_budget(costs_of(scores, cost), losses_of(scores), chosen, level * share - fixed)
+        return sizes_of(choice_of(scores, chosen, cost, fixed)), list(chosen)
+
+    return pick
+
+
+def sizes_of(choice: Choice) -> Sizes:
+    return [(layer.n_heads, layer.n_kv_heads, layer.ffn_width) for layer in choice.structure.layers]
+
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "measured + swaps": ("rematched", {}),
+    "measured": ("matched", {}),
+    "macs + swaps": ("rematched", {}),
+    "macs": ("matched", {}),
+    "uniform": ("matched", {}),
+    "magnitude": ("matched", {"importance": "magnitude"}),
+    "magnitude, no recovery": ("matched", {"importance": "magnitude", "recovery": "none"}),
+}
+
+
+def quality(work: Work) -> None:
+    dense = work.model()
+    batches = work.batches()
+    judge = perplexity_judge(work, dense) if work.study.is_decoder else cosine_judge(work, dense)
+    rows = {"dense": {"parameters": n_parameters(dense), **judge(dense)}}
+    for name, (phase, settings) in METHODS.items():
+        entry = work.read(phase)["magnitude" if name.startswith("magnitude") else name]
+        started = time.monotonic()
+        pruned, _ = prune_model(
+            copy.deepcopy(dense),
+            batches,
+            heads=[heads for heads, _, _ in entry["sizes"]],
+            ffn=[width for *_, width in entry["sizes"]],
+            ffn_granule=work.study.granule,
+            tokens_per_column=4,
+            **settings,
+        )
+        rows[name] = {
+            "parameters": n_parameters(pruned),
+            "measured_ratio": entry["measured"]["ratio"],
+            "measured_ratio_ci95": entry["measured"]["ratio_ci95"],
+            "aa_bound": entry["measured"]["aa_bound"],
+            "predicted_ratio": entry["predicted_ratio"],
+            "prune_s": time.monotonic() - started,
+            "sizes": entry["sizes"],
+            **judge(pruned),
+        }
+        say(f"{name}: {rows[name]}")
+        if name == "measured + swaps" and work.study.is_decoder:
+            pruned.save_pretrained(work.folder / "pruned")
+    work.write("quality", rows)
+
+
+def cosine_judge(work: Work, dense: PreTrainedModel) -> Callable[[PreTrainedModel], dict[str, float]]:
+    """Cosine of mean-pooled sentence vectors to those of the dense model, on unseen sentences."""
+    texts = work.texts(work.study.unseen)[:1000]
+    batches = padded(work.path, texts, work.study.max_tokens, 50)
+
+    def vectors(model: PreTrainedModel) -> torch.Tensor:
+        found = []
+        for batch in batches:
+            with torch.no_grad():
+                hidden = model(**batch).last_hidden_state
+            weights = batch["attention_mask"][..., None].float()
+            found.append((hidden * weights).sum(1) / weights.sum(1))
+        return torch.cat(found)
+
+    reference = vectors(dense)
+
+    def judge(model: PreTrainedModel) -> dict[str, float]:
+        similar = torch.nn.functional.cosine_similarity(vectors(model), reference)
+        half = 1.96 * float(similar.std()) / math.sqrt(len(similar))
+        return {"cosine": float(similar.mean()), "cosine_half_ci95": half, "n_texts": len(similar)}
+
+    return judge
+
+
+def perplexity_judge(work: Work, dense: PreTrainedModel) -> Callable[[PreTrainedModel], dict[str, float]]:
+    """Token perplexity on unseen addresses, each token predicted once, in windows that overlap by half."""
+    tokenizer, context = load_tokenizer(work.path), 2 * work.study.max_tokens
+    context = min(context, int(getattr(dense.config, "max_position_embeddings", context)))
+    cut = windows(tokenizer, work.texts(work.study.unseen)[:2], context, context // 2)[:48]
+
+    def judge(model: PreTrainedModel) -> dict[str, float]:
+        loss, n_tokens = 0.0, 0
+        for window in cut:
+            ids = torch.tensor([list(window.ids)])
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits[0, :-1]
+            losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+            n_scored = min(window.n_scored, len(losses))
+            loss += float(losses[-n_scored:].sum())
+            n_tokens += n_scored
+        return {"perplexity": math.exp(loss / n_tokens), "n_tokens": n_tokens}
+
+    return judge
+
+
+PHASES = {
+    "table": table, "score": score, "match": match, "refine": refine_choices, "rematch": rematch, "quality": quality,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("phase", choices=PHASES, nargs="+")
+    parser.add_argument("--work", type=Path, default=None, help="work folder; runs/pruning-STUDY where absent")
+    parser.add_argument("--model", type=Path, default=None, help="another folder of the model")
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    work = Work(STUDIES[asked.study], asked.work or ROOT / "runs" / f"pruning-{asked.study}", asked.model)
+    for phase in asked.phase:
+        say(f"{asked.study}: {phase}")
+        PHASES[phase](work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""`compressor prune` as users meet it: counted budgets end to end, and every mistake in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.checkpoints.store import open_checkpoint
+from compressor.cli.pruning import read_budget
+from compressor.errors import UserError
+from compressor.spec.budgets import Limit
+
+from .conftest import Finished
+
+
+def texts(folder: Path, n_lines: int) -> Path:
+    path = folder / "texts.txt"
+    lines = ("the house of the state of the union met in the year of peace and law" for _ in range(n_lines))
+    path.write_text("".join(f"{line} {number}\n" for number, line in enumerate(lines)))
+    return path
+
+
+def test_a_folder_is_pruned_without_labels_or_yaml(
+    command: Callable[..., Finished], tmp_path: Path, tiny_gpt2_dir: Path
+) -> None:
+    data = texts(tmp_path, 200)
+    done = command(
+        "prune", str(tiny_gpt2_dir), "--budget", "parameters=0.6x", "--data", str(data), "--out", "small",
+        "--swaps", "2", "--json", "--threads", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["choice"]["predicted_cost_ratio"] <= 0.6 and said["final"] is None
+    made = open_checkpoint(tmp_path / "small", verify=True)
+    assert [variant.id for variant in made.content.variants] == ["torch-fp32", "onnx-fp32"]
+    assert not list(tmp_path.glob("small.partial*/out"))
+    assert "score options" in done.stderr and "pruned: prune ..." in done.stderr
+    again = command("prune", str(tiny_gpt2_dir), "--budget", "0.6x", "--data", str(data), "--out", "small")
+    assert again.returncode == 2 and "small: this folder is there already\n  -> name another with --out" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--budget", "0"], "--budget: a budget must be above 0, not 0\n  -> such as --budget 0.6x"),
+        (["--budget", "-1"], "--budget: a budget must be above 0, not -1"),
+        (["--budget", "1.2x"], "between 0x and 1x, not 1.2x"),
+        (["--budget", "watts=3"], "--budget: there is no budget 'watts'\n  -> one of: joules_per_token"),
+        (["--budget", "0.6x", "--budget", "0.5x"], "--budget: the budget cpu_s_per_token is given twice"),
+        (["--budget", "0.6x", "--out", "texts.txt"], "texts.txt: this folder is there already"),
+        (["--budget", "joules_per_token=0.6x"], "a budget in joules, but no meter here can measure them"),
+        (["--budget", "macs=0.6x", "--rows", "1"], "calibration tokens are too few to refit"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(
+    arguments: list[str], text: str, command: Callable[..., Finished], tmp_path: Path, tiny_gpt2_dir: Path
+) -> None:
+    data = texts(tmp_path, 4)
+    done = command("prune", str(tiny_gpt2_dir), "--data", str(data), *arguments)
+    assert done.returncode == 2 and text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_several_budgets_are_limits_together() -> None:
+    found = read_budget(["0.6x", "latency_s=0.02"], "decode")
+    assert found.limits == {"cpu_s_per_token": Limit(ratio=0.6), "latency_s": Limit(amount=0.02)}
+    assert found.phase == "decode"
+    with pytest.raises(UserError, match="`workload` and `phase` go with what is measured"):
+        read_budget(["macs=0.6x"], "decode")
