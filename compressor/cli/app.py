@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "predict": checkpoints.predict,
     "generate": checkpoints.generate,
     "layout": checkpoints.layout,
+    "export": checkpoints.export,
     "measure": checkpoints.measure,
     "certify": hub.certify,
     "push": hub.push,

@@ -91,6 +91,35 @@ def generate(
         print(answer)
 
 
+def export(
+    checkpoint: Folder,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+    stock: Annotated[
+        bool, typer.Option("--stock", help="A folder for plain from_pretrained: removed parts padded with zeros.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a pruned checkpoint as a stock Hugging Face model with equal answers.
+
+    Example: compressor export runs/a/stages/pruned-0123abcd --stock --out pruned-stock
+    """
+    if not stock:
+        raise UserError(
+            "compressor export writes stock Hugging Face folders only",
+            hint="add --stock; an ONNX graph is what a pipeline's stage `export` leaves",
+        )
+    from compressor.checkpoints.store import open_checkpoint
+    from compressor.runtime.stock import write_stock
+
+    before, after = write_stock(open_checkpoint(checkpoint), out)
+    if as_json:
+        print_json({"folder": str(out), "parameters": after, "parameters_pruned": before})
+        return
+    padding = "no padding" if after == before else f"{after - before:,} of them zeros that stock shapes need"
+    print_rich(f"{out}: {after:,} parameters ({padding}); opens with plain from_pretrained")
+
+
 def measure(
     folders: Annotated[
         list[str], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints, model folders or hub names.")
