@@ -1,6 +1,7 @@
 # make demo      environment, model and data, then the main job
 # make test      environment, then the checks and the quick tests
 # make test-all  the same, and the slow tests
+# make test-integrations  MLflow, W&B, lm-eval and workflow tools, each in an environment of its own
 # make fetch     every model and text into .cache/
 # make clean     remove the environment and the tools' caches; .cache/ and runs/ stay
 #
@@ -14,7 +15,7 @@ INSTALLED := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-all check fetch clean
+.PHONY: demo test test-all test-integrations check fetch clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -26,6 +27,9 @@ test: check
 
 test-all: check
 	$(BIN)/pytest -n auto --dist loadscope
+
+test-integrations: $(INSTALLED)
+	$(BIN)/python eval/integrations/check.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

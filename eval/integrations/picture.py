@@ -1,6 +1,6 @@
 """The README's picture: the report page of the committed main job, as headless Chromium draws it.
 
-    python eval/integrations/picture.py        # writes docs/report-page.png
+python eval/integrations/picture.py        # writes docs/report-page.png
 """
 
 from __future__ import annotations
