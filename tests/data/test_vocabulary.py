@@ -28,6 +28,7 @@ def trained(kind: str) -> Tokenizer:
     if kind == "WordPiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(vocab_size=220, special_tokens=special, show_progress=False)
     elif kind == "BPE":
         tokenizer = Tokenizer(models.BPE())
@@ -41,7 +42,7 @@ def trained(kind: str) -> Tokenizer:
         )
     else:
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
         trainer = trainers.UnigramTrainer(
             vocab_size=120, special_tokens=special, unk_token="[UNK]", show_progress=False
         )
