@@ -125,6 +125,14 @@ class RunState:
         """The state of one step."""
         return next(step for step in self.steps if step.id == step_id)
 
+    def stopped(self) -> None:
+        """Call what still runs interrupted: nobody works on it any more."""
+        if self.status == "running":
+            self.status = "interrupted"
+        for step in self.steps:
+            if step.status == "running":
+                step.status = "interrupted"
+
     def write(self, run_dir: Path) -> None:
         """Write run.json, whole or not at all."""
         partial = run_dir / "run.json.partial"

@@ -152,6 +152,8 @@ def run(
         state.status = "failed"
         raise
     finally:
+        # A workflow engine cancels with an exception of its own; whatever came through, nothing runs any more.
+        state.stopped()
         state.write(run_dir)
 
 

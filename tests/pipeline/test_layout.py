@@ -105,3 +105,13 @@ def test_clean_keeps_the_checkpoints_of_the_run_and_counts_what_it_frees(tmp_pat
     assert [line.size_bytes for line in status(tmp_path).steps] == [None, 10]
     assert clean(tmp_path) == 90
     assert sorted(path.name for path in (tmp_path / "stages").iterdir()) == ["cut-01234567"]
+
+
+def test_nothing_runs_in_a_run_that_has_stopped() -> None:
+    steps = [StepState("model", "source", False, "finished"), StepState("a", "finetune", False, "running")]
+    state = RunState(name="r", steps=steps, pipeline={}, created="")
+    state.stopped()
+    assert (state.status, [step.status for step in steps]) == ("interrupted", ["finished", "interrupted"])
+    state.status = "finished"
+    state.stopped()
+    assert state.status == "finished"
