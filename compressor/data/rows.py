@@ -225,6 +225,8 @@ def _canonical(
             continue
         values[column] = _texts(dataset[name], name, where, may_be_blank=running or column != "text")
         features[column] = Value("string")
+    if task.kind == "embedding" and "label" in wanted and "text_pair" not in wanted and "label" not in columns:
+        del wanted["label"]  # a label of something else: how alike two texts are needs two
     if "label" in wanted:
         if task.kind == "embedding" and "text_pair" not in wanted:
             raise DataError(

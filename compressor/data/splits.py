@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,15 +112,43 @@ def find_leaks(data: StageData, test: TestData) -> None:
             f"{count} both in {first} and in {second}; the first is row {places[first][key] + 1} of {first} and row "
             f"{row + 1} of {second}: {rows[row]['text'][:60]!r}",
             where=test.name if second == "test" else "data",
-            hint=f"remove them from {first}",
+            hint=f"remove them from {first}, or write data.leaks: drop",
         )
+
+
+def drop_leaks(data: StageData, test: TestData) -> StageData:
+    """Leave out rows that `find_leaks` would refuse: the later split keeps them.
+
+    Raises:
+        DataError: nothing is left of a split.
+    """
+    later = set(_places(test.rows))
+    found: dict[str, Dataset | None] = {"calibration": _without(data.calibration, later, "calibration")}
+    for split in ("validation", "train"):
+        found[split] = _without(getattr(data, split), later, split)
+        later |= set(_places(found[split])) if found[split] is not None else set()
+    digests = {name: rows_digest(rows) for name, rows in found.items() if rows is not None}
+    return StageData(found["train"], found["validation"], found["calibration"], digests)
+
+
+def _without(rows: Dataset | None, keys: set[bytes], split: str) -> Dataset | None:
+    if rows is None:
+        return None
+    kept = [number for number, key in enumerate(_keys(rows)) if key not in keys]
+    if not kept:
+        raise DataError("each of its rows stands in a later split too", where=f"data.{split}", hint="use other rows")
+    return rows if len(kept) == len(rows) else rows.select(kept)
 
 
 def _places(rows: Dataset) -> dict[bytes, int]:
     """A key for each text -> the first row that has it."""
-    pairs = rows["text_pair"] if "text_pair" in rows.column_names else [""] * len(rows)
     places: dict[bytes, int] = {}
-    for number, (text, pair) in enumerate(zip(rows["text"], pairs, strict=True)):
-        key = hashlib.sha256(f"{text.strip()}\0{pair.strip()}".encode()).digest()
+    for number, key in enumerate(_keys(rows)):
         places.setdefault(key, number)
     return places
+
+
+def _keys(rows: Dataset) -> Iterator[bytes]:
+    pairs = rows["text_pair"] if "text_pair" in rows.column_names else [""] * len(rows)
+    for text, pair in zip(rows["text"], pairs, strict=True):
+        yield hashlib.sha256(f"{text.strip()}\0{pair.strip()}".encode()).digest()

@@ -16,13 +16,14 @@ from typing import Any
 from datasets import Dataset
 
 from compressor.checkpoints.store import Checkpoint
-from compressor.data.splits import StageData, TestData, find_leaks, open_stage_data, open_test_data
+from compressor.data.splits import StageData, TestData, drop_leaks, find_leaks, open_stage_data, open_test_data
 from compressor.data.tokenize import load_tokenizer
 from compressor.errors import EnergyError, UserError
 from compressor.measurement.answers import Answering, Answers, collect_answers
 from compressor.measurement.assemble import assemble, candidate_of, headline_of, session_records
 from compressor.measurement.certificate import with_certificates
 from compressor.measurement.costs import measurement_of
+from compressor.measurement.doors import with_doors
 from compressor.measurement.encoder_rows import prepare_encoder_rows
 from compressor.measurement.environment import read_environment
 from compressor.measurement.gates import hold_readings, hold_to_gates
@@ -112,6 +113,8 @@ def _open_all_splits(pipeline: Pipeline) -> tuple[StageData, TestData]:
     task, labels = TASKS[pipeline.model.task], pipeline.model.labels
     stages_saw = open_stage_data(pipeline.data, task, labels, pipeline.seed)
     test = open_test_data(pipeline.data, task, labels)
+    if pipeline.data.leaks == "drop":
+        stages_saw = drop_leaks(stages_saw, test)
     find_leaks(stages_saw, test)
     return stages_saw, test
 
@@ -158,7 +161,7 @@ def judge_suite(
         failures=(*failures, *lost, *lost_in_costs, *unresolved),
         sessions=sessions,
     )
-    return with_certificates(report, alive, suite)
+    return with_doors(with_certificates(report, alive, suite), alive)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from compressor.spec.base import Part, PositiveInt
 from compressor.spec.tasks import TaskName
@@ -98,9 +98,30 @@ class DataSource(Part):
         return self
 
 
+GlueName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
+_GLUE_COLUMNS: dict[str, dict[str, str]] = {
+    "cola": {"text": "sentence"},
+    "sst2": {"text": "sentence"},
+    "qqp": {"text": "question1", "text_pair": "question2"},
+    "mnli": {"text": "premise", "text_pair": "hypothesis"},
+    "qnli": {"text": "question", "text_pair": "sentence"},
+}
+_GLUE_PAIR = {"text": "sentence1", "text_pair": "sentence2"}
+
+
+def _test_or_glue(schema: dict[str, Any]) -> None:
+    schema.pop("required", None)
+    schema["anyOf"] = [{"required": ["test"]}, {"required": ["glue"]}]
+
+
 class Data(Part):
     """The splits. Stages see train, validation and calibration; only measurement opens test."""
 
+    model_config = ConfigDict(json_schema_extra=_test_or_glue)
+
+    glue: GlueName | None = None
+    """A task of GLUE (`nyu-mll/glue` on the hub) in place of the splits. The labels of its test split are secret, so
+    its validation split is `test` here, and `validation` is the last twentieth of its training split."""
     train: DataSource | None = None
     validation: DataSource | None = None
     test: DataSource
@@ -112,3 +133,18 @@ class Data(Part):
     """Task column -> column in the files, where they differ: `{text: sentence}`."""
     max_tokens: PositiveInt = 128
     """Longest row (encoders) or window (decoders) in training and calibration, in tokens."""
+    leaks: Literal["refuse", "drop"] = "refuse"
+    """Rows whose text stands in a later split too: an error, or left out of the earlier one (GLUE has some)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_glue(cls, values: Any) -> Any:
+        name = values.get("glue") if isinstance(values, dict) else None
+        if not isinstance(name, str) or name not in get_args(GlueName):
+            return values
+        of_hub = {"hub": "nyu-mll/glue", "subset": name}
+        test = "validation_matched" if name == "mnli" else "validation"
+        splits = {"train": "train[:95%]", "validation": "train[95%:]", "test": test}
+        expanded: dict[str, Any] = {split: {**of_hub, "split": part} for split, part in splits.items()}
+        expanded |= {"columns": _GLUE_COLUMNS.get(name, _GLUE_PAIR), "leaks": "drop"}
+        return expanded | values

@@ -95,7 +95,7 @@ def test_a_row_in_two_splits_is_refused(name: str) -> None:
         find_leaks(*split(rows("x", "a", "b"), **{name: rows("c", "d", "a ", "b")}))
     assert str(caught.value) == (
         f"test.jsonl: 2 rows stand both in {name} and in test; the first is row 3 of {name} and row 2 of test: 'a'\n"
-        f"  -> remove them from {name}"
+        f"  -> remove them from {name}, or write data.leaks: drop"
     )
 
 
