@@ -6,8 +6,9 @@
 
 Every arm of one student gets the same CPU-seconds for training, and what it needs besides (asking the teacher about
 every row, pruning) comes out of them: the number of steps follows from a pilot that times a step of each arm on the
-same batches. `run` writes `eval/results/distillation-arms.json` after each arm and skips what is there; `report` writes
-the table beside it. Presets are chosen on validation; the test split is opened only through `compressor.load`.
+same batches (`pilots` does nothing else, for a quiet machine). `run` writes `eval/results/distillation-arms.json` after
+each arm and skips what is there; `report` writes the table beside it. Presets are chosen on validation; the test split
+is opened only through `compressor.load`.
 
 One declared test: on movie sentences, the preset with the best validation accuracy (mean of the seeds, 3 layers)
 against the same student without a teacher, difference of test accuracy over all seeds with a bootstrap over rows.
@@ -88,10 +89,10 @@ HALF_WIDTH = {
     "intermediate_size": 768, "max_position_embeddings": 512,
 }  # fmt: skip
 STUDENTS = (
-    Student("movies", "3-layers", 36.0, ALL, layers=(1, 3, 5), keep=0.5),
-    Student("movies", "2-layers", 26.0, ALL, layers=(2, 5), keep=1 / 3),
-    Student("movies", "half-width", 28.0, ("none", "logits", "tinybert", "minilmv2"), config=HALF_WIDTH),
-    Student("periods", "3-layers", 36.0, ("none", "logits", "tinybert", "minilmv2"), layers=(1, 3, 5)),
+    Student("movies", "3-layers", 54.0, ALL, layers=(1, 3, 5), keep=0.5),
+    Student("movies", "2-layers", 40.0, ALL, layers=(2, 5), keep=1 / 3),
+    Student("movies", "half-width", 45.0, ("none", "logits", "tinybert", "minilmv2"), config=HALF_WIDTH),
+    Student("periods", "3-layers", 54.0, ("none", "logits", "tinybert", "minilmv2"), layers=(1, 3, 5)),
 )
 
 
@@ -205,11 +206,16 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("what", choices=("pilots", "run", "report"))
     parser.add_argument("--only", default="", help="part of task/student/arm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--at-most", type=int, default=1000, help="arms in this call")
     arguments = parser.parse_args()
+    if arguments.what == "pilots":
+        for student in STUDENTS:
+            for arm in student.arms:
+                if arguments.only in f"{student.task}/{student.name}/{arm}":
+                    print(student.name, arm, prepare(student, arm)[-1], flush=True)
     if arguments.what == "run":
         done = set(read()["arms"])
         left = [
@@ -249,13 +255,7 @@ def write(changes: Mapping[str, Mapping[str, Any]]) -> None:
 def run_arm(student: Student, arm: str, seed: int) -> None:
     """Train, judge and record one arm with one seed."""
     name = f"{student.task}/{student.name}/{arm}/{seed}"
-    bench = Bench(student.task, 0, WORK / student.task)
-    teacher = bench.teacher()
-    if student.task not in read()["teachers"]:
-        write({"teachers": {student.task: {**_judge(teacher, bench), **_cost([teacher])}}})
-    start = bench.pruned(student) if arm == "pruned" else bench.student(student)
-    cache = bench.work / "cache" / student.name / arm
-    pilot = _pilot(student, arm, bench, start, teacher, cache)
+    bench, teacher, start, cache, pilot = prepare(student, arm)
     bench = replace(bench, seed=seed)
     made, current, clocks = [], start, []
     for number, (settings, share) in enumerate(ARMS[arm]):
@@ -280,6 +280,17 @@ def run_arm(student: Student, arm: str, seed: int) -> None:
         shutil.rmtree(checkpoint.path.parent / "work", ignore_errors=True)
 
 
+def prepare(student: Student, arm: str) -> tuple[Bench, Checkpoint, Checkpoint, Path, dict[str, Any]]:
+    """What all seeds of an arm share: the bench, the teacher, the start, the teacher's answers and the pilot."""
+    bench = Bench(student.task, 0, WORK / student.task)
+    teacher = bench.teacher()
+    if student.task not in read()["teachers"]:
+        write({"teachers": {student.task: {**_judge(teacher, bench), **_cost([teacher])}}})
+    start = bench.pruned(student) if arm == "pruned" else bench.student(student)
+    cache = bench.work / "cache" / student.name / arm
+    return bench, teacher, start, cache, _pilot(student, arm, bench, start, teacher, cache)
+
+
 def _settings(settings: Mapping[str, Any], n_steps: int, task: str) -> dict[str, Any]:
     training = {
         "epochs": 1000, "max_steps": n_steps, "learning_rate": LEARNING_RATE[task], "batch_size": 32,
@@ -295,7 +306,7 @@ def _pilot(
     name = f"{student.task}/{student.name}/{arm}"
     found = read()["pilots"].get(name)
     if found is not None:
-        return dict(found)
+        return _with_steps(name, student, dict(found))
     if arm == "none":  # a first training of the process is slower than the next
         _stopped_after(
             bench, _settings(ARMS[arm][0][0], 10_000, student.task), StageInputs(start), cache / "warm", cache
@@ -311,12 +322,16 @@ def _pilot(
         besides_cpu_s += clock.asking_cpu_s
     if arm == "pruned":
         besides_cpu_s += start.record.cpu_s
-    steps = round((student.budget_cpu_s - besides_cpu_s) / step_cpu_s)
-    if steps < 1:
-        raise SystemExit(f"{name}: what the arm needs besides ({besides_cpu_s:.0f} CPU-s) leaves nothing for training")
-    pilot = {"step_cpu_s": step_cpu_s, "besides_cpu_s": besides_cpu_s, "steps": steps}
+    pilot = {"step_cpu_s": step_cpu_s, "besides_cpu_s": besides_cpu_s}
     write({"pilots": {name: pilot}})
-    return pilot
+    return _with_steps(name, student, pilot)
+
+
+def _with_steps(name: str, student: Student, pilot: dict[str, Any]) -> dict[str, Any]:
+    steps = round((student.budget_cpu_s - pilot["besides_cpu_s"]) / pilot["step_cpu_s"])
+    if steps < 1:
+        raise SystemExit(f"{name}: what it needs besides ({pilot['besides_cpu_s']:.0f} CPU-s) leaves nothing to train")
+    return {**pilot, "steps": steps}
 
 
 class _Enough(Exception):
