@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -50,19 +51,26 @@ def predict(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts with a checkpoint.
+    """Ask a checkpoint about texts; a tab parts the two texts of a pair.
 
     Example: compressor predict runs/minilm-sentiment/stages/int8-0123abcd "A joy from start to end."
     """
     given = _given(texts)
     from compressor.runtime.load import load
 
-    answers = load(checkpoint, precision=precision, threads=threads).predict(given)
+    pairs = [tuple(text.split("\t", 1)) if "\t" in text else text for text in given]
+    answers = load(checkpoint, precision=precision, threads=threads).predict(pairs)
     if as_json:
-        print_json([{"text": text, **answer} for text, answer in zip(given, answers, strict=True)])
-        return
-    rows = [(str(answer["label"]), f"{answer['score']:.4f}", text) for text, answer in zip(given, answers, strict=True)]
-    print_rich(table(["label", ">score", "text"], rows))
+        told = ({"answers": answer} if isinstance(answer, list) else answer for answer in answers)
+        print_json([{"text": text, **answer} for text, answer in zip(given, told, strict=True)])
+    elif all(isinstance(answer, dict) and set(answer) == {"label", "score"} for answer in answers):
+        rows = [
+            (str(answer["label"]), f"{answer['score']:.4f}", text) for text, answer in zip(given, answers, strict=True)
+        ]
+        print_rich(table(["label", ">score", "text"], rows))
+    else:
+        rows = [(json.dumps(answer, ensure_ascii=False), text) for text, answer in zip(given, answers, strict=True)]
+        print_rich(table(["answer", "text"], rows))
 
 
 def generate(
