@@ -41,6 +41,9 @@ def prune(
         Literal["forward", "prefill", "decode"] | None, typer.Option(help="Count only this phase.")
     ] = None,
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="What ships.")] = "fp32",
+    granule: Annotated[
+        int | None, typer.Option(min=1, help="Neurons kept are a multiple of this; this device's own where absent.")
+    ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Rows or windows of text to use.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of a row or window.")] = None,
     swaps: Annotated[int, typer.Option(min=0, help="Moves tried on the true loss.")] = 40,
@@ -90,6 +93,7 @@ def prune(
                 cost_table=None if cost_table is None else str(cost_table),
                 accept_other_device=accept_other_device,
             ),
+            granule=granule,
             rows=rows,
             max_tokens=max_tokens,
             threads=threads,

@@ -16,7 +16,6 @@ from scipy.stats import kendalltau
 
 from compressor.checkpoints.files import digest_json
 from compressor.errors import StageError
-from compressor.measurement.cost_graphs import sliced
 from compressor.measurement.cost_rows import Timer
 from compressor.measurement.cost_table import CallShape, Costs, CostTable, Fit, Precision
 from compressor.measurement.graph_rounds import mixed, opened, run_rounds
@@ -145,7 +144,7 @@ def _measure(
     on_progress(0, total)
     with tempfile.TemporaryDirectory(prefix="additivity-") as name:
         for number, sizes in enumerate(structures):
-            graphs.append(timer.write(sliced(timer.model, sizes), Path(name) / f"whole-{number}.onnx", precision))
+            graphs.append(timer.write_whole(sizes, Path(name), precision))
             on_progress(number + 1, total)
         clock = timer.clock(table.device, effort.whole_window_s)
         with opened(graphs, clock, Path(name), one_process=False) as crew:

@@ -15,7 +15,7 @@ from compressor import energy
 from compressor.checkpoints.files import digest_json
 from compressor.errors import UserError
 from compressor.measurement.additivity import check_additivity, fit_name
-from compressor.measurement.cost_graphs import model_shape, sliced
+from compressor.measurement.cost_graphs import model_shape
 from compressor.measurement.cost_rows import Effort, Timer, fill_table, wanted_rows
 from compressor.measurement.cost_table import (
     CallShape,
@@ -61,6 +61,7 @@ def measure_costs(
     calibration: energy.Calibration | None = None,
     effort: Effort | None = None,
     check: bool = True,
+    graphs: Path | None = None,
     on_progress: Progress = lambda task, done, total: None,
 ) -> CostBasis:
     """The cost table of a model on this machine: what is missing is measured, and its sums are checked.
@@ -77,6 +78,7 @@ def measure_costs(
         calibration: watts of this machine, where energy is estimated.
         effort: of each row.
         check: hold sums against random whole models.
+        graphs: folder that keeps what is exported; a temporary one where None.
 
     Raises:
         UserError: a table of another device or model, or one of another device without a row that is needed.
@@ -87,7 +89,7 @@ def measure_costs(
         raise UserError("no such cost table", where=str(path), hint="leave it out, and one is measured")
     file = path if path is not None else table_path(tables_folder(), device, shape)
     table = open_table(file, device, shape, accept_other_device=accept_other_device)
-    timer = Timer(model, is_decoder, tuple(outputs), effort or Effort(), find_meters(), calibration)
+    timer = Timer(model, is_decoder, tuple(outputs), effort or Effort(), find_meters(), calibration, graphs=graphs)
     is_ours = table.device == device
     if is_ours:
         precisions: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", precision]
@@ -118,8 +120,8 @@ class WholeModels:
     A comparison is kept with the table: given the same file, a search takes the same way again.
     """
 
-    def __init__(self, model: PreTrainedModel, basis: CostBasis) -> None:
-        self._model, self._basis = model, basis
+    def __init__(self, basis: CostBasis) -> None:
+        self._basis = basis
         self._stack = ExitStack()
         self._against: AgainstDense | None = None
 
@@ -142,24 +144,23 @@ class WholeModels:
         key = digest_json([[list(layer) for layer in sizes], fit_name(costs.calls, costs.precision)])
         known = costs.table.comparisons
         if key not in known:
-            found = self._open().compare(self._write(sizes, "pruned.onnx"))
+            found = self._open().compare(self._write(sizes))
             costs.table.add_comparison(key, found.to_json())
         return Comparison.from_json(known[key])
 
     def compare_file(self, path: Path) -> Comparison:
         """Time a graph that is there already, whatever was measured before."""
-        return self._open().compare(Graph(path.stem, path, int(self._model.config.vocab_size)))
+        return self._open().compare(Graph(path.stem, path, int(self._basis.timer.model.config.vocab_size)))
 
     def _open(self) -> AgainstDense:
         if self._against is None:
             basis, effort = self._basis, self._basis.timer.effort
             clock = basis.timer.clock(basis.costs.table.device, effort.whole_window_s)
             self._against = self._stack.enter_context(
-                AgainstDense(self._write(None, "dense.onnx"), basis.costs.calls, clock, rounds=effort.whole_rounds)
+                AgainstDense(self._write(None), basis.costs.calls, clock, rounds=effort.whole_rounds)
             )
         return self._against
 
-    def _write(self, sizes: Sequence[tuple[int, int, int]] | None, name: str) -> Graph:
-        small = self._model if sizes is None else sliced(self._model, sizes)
+    def _write(self, sizes: Sequence[tuple[int, int, int]] | None) -> Graph:
         precision: Precision = "fp32" if sizes is None else self._basis.costs.precision
-        return self._basis.timer.write(small, self._folder / name, precision)
+        return self._basis.timer.write_whole(sizes, self._folder, precision)

@@ -11,8 +11,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compressor import energy
+from compressor.checkpoints.files import digest_json
 from compressor.graphs.files import file_bytes
-from compressor.measurement.cost_graphs import graph_for, weight_bytes, write_graph
+from compressor.measurement.cost_graphs import STACK_VOCAB, graph_for, sliced, weight_bytes, write_graph
 from compressor.measurement.cost_table import EMPTY, FRAME, CallShape, CostTable, Device, Precision, RowName, Turn
 from compressor.measurement.graph_rounds import Clock, Graph, opened, run_rounds
 from compressor.methods.structure import ATTENTION, FFN
@@ -40,6 +41,7 @@ class Timer:
         meters: meters whose joules may be called measured; empty where energy is estimated.
         calibration: watts of this machine for estimates.
         quantisation: arguments of `quantise_dynamic` for INT8.
+        graphs: folder that keeps the graphs for another time; a temporary one where None.
     """
 
     model: PreTrainedModel
@@ -49,23 +51,64 @@ class Timer:
     meters: tuple[energy.Source, ...] = ()
     calibration: energy.Calibration | None = None
     quantisation: Mapping[str, Any] | None = None
+    graphs: Path | None = None
 
     def clock(self, device: Device, window_s: float) -> Clock:
         """How turns are taken on a device."""
         return Clock(device, window_s, self.meters, self.calibration)
 
-    def write(self, module: PreTrainedModel, path: Path, precision: Precision, sweep_bytes: int = 0) -> Graph:
-        """Export, fuse and quantise a module of this model's class."""
-        write_graph(
-            module,
-            path,
-            is_decoder=self.is_decoder,
-            outputs=self.outputs,
-            precision=precision,
-            quantisation=self.quantisation,
+    def write(
+        self,
+        make: Callable[[], PreTrainedModel],
+        name: str,
+        folder: Path,
+        precision: Precision,
+        *,
+        vocab_size: int,
+        sweep_bytes: int = 0,
+    ) -> Graph:
+        """Export, fuse and quantise a module of this model's class, unless its graph is kept already."""
+        path = (self.graphs or folder) / f"{name}.onnx"
+        if self.graphs is None or not path.exists():
+            write_graph(
+                make(),
+                path,
+                is_decoder=self.is_decoder,
+                outputs=self.outputs,
+                precision=precision,
+                quantisation=self.quantisation,
+                sweep_bytes=sweep_bytes,
+            )
+        return Graph(path.stem, path, vocab_size)
+
+    def write_row(self, row: RowName, device: Device, n_layers: int, folder: Path) -> tuple[Graph, int]:
+        """The graph of a row, and how many sublayers it holds."""
+        kind, size, precision = row
+        # the whole model without sublayers is called as real ones are
+        sweep_bytes = 0 if kind == EMPTY else self.sweep_bytes(device)
+        # beside a sweep more sublayers are needed to be seen
+        n_sublayers = min(4 if self.sweep_bytes(device) else 2, n_layers)
+        vocab_size = int(self.model.config.vocab_size) if kind == EMPTY else STACK_VOCAB
+        graph = self.write(
+            lambda: graph_for(self.model, kind, size, n_sublayers),
+            f"{kind}-{size}-{precision}",
+            folder,
+            precision,
+            vocab_size=vocab_size,
             sweep_bytes=sweep_bytes,
         )
-        return Graph(path.stem, path, int(module.config.vocab_size))
+        return graph, n_sublayers
+
+    def write_whole(self, sizes: Sequence[tuple[int, int, int]] | None, folder: Path, precision: Precision) -> Graph:
+        """The whole model cut to (query heads, key/value heads, neurons) per layer; dense where None."""
+        name = "dense" if sizes is None else f"whole-{digest_json([list(layer) for layer in sizes])[:12]}"
+        return self.write(
+            lambda: self.model if sizes is None else sliced(self.model, sizes),
+            f"{name}-{precision}",
+            folder,
+            precision,
+            vocab_size=int(self.model.config.vocab_size),
+        )
 
     def sweep_bytes(self, device: Device) -> int:
         """How much a small graph reads besides its sublayers, so that their weights come from memory.
@@ -124,28 +167,23 @@ def fill_table(
     total = len(missing) + n_rounds - fewest
     on_progress(0, total)
     with tempfile.TemporaryDirectory(prefix="cost-table-") as name:
-        sweep_bytes = timer.sweep_bytes(table.device)
-        # beside a sweep more sublayers are needed to be seen
-        n_sublayers = min(4 if sweep_bytes else 2, table.model["n_layers"])
         graphs = {}
         for done, row in enumerate(missing, 1):
-            kind, size, precision = row
-            module = graph_for(timer.model, kind, size, n_sublayers)
-            # the whole model without sublayers is called as real ones are
-            sweep = 0 if kind == EMPTY else sweep_bytes
-            graph = timer.write(module, Path(name) / f"{kind}-{size}-{precision}.onnx", precision, sweep)
-            graphs[row] = graph
+            graphs[row] = timer.write_row(row, table.device, table.model["n_layers"], Path(name))
             on_progress(done, total)
 
         def keep(number: int, turns: dict[str, dict[str, Turn]]) -> None:
-            for row, graph in graphs.items():
+            for row, (graph, n_sublayers) in graphs.items():
                 for call in calls:
                     turn = turns[graph.name][call.key]
                     table.add(row, call, number, turn, n_sublayers=n_sublayers, size_bytes=file_bytes(graph.path))
             on_progress(len(missing) + number + 1, total)
 
         with opened(
-            list(graphs.values()), timer.clock(table.device, timer.effort.window_s), Path(name), one_process=True
+            [graph for graph, _ in graphs.values()],
+            timer.clock(table.device, timer.effort.window_s),
+            Path(name),
+            one_process=True,
         ) as crew:
             table.begin_session()
             run_rounds(crew, calls, n_rounds - fewest, seed=seed, on_round=keep)

@@ -64,7 +64,7 @@ def prune_folder(
     columns: Mapping[str, str] | None = None,
     workloads: Sequence[Workload] = (),
     search: Search | None = None,
-    granule: int = 64,
+    granule: int | None = None,
     rows: int | None = None,
     max_tokens: int | None = None,
     threads: int | None = None,
@@ -82,7 +82,7 @@ def prune_folder(
         columns: `{"text": name}` where the column has another name.
         workloads: calls that are measured; by default batches of 8 rows, or a prompt of 128 tokens and 32 more.
         search: how the budget is spent.
-        granule: FFN widths are multiples of this.
+        granule: FFN widths are multiples of this; of what this device's kernels want, measured once, where None.
         rows: rows or windows of text to use; 768 rows or 64 windows by default.
         max_tokens: of a row or window; 128 by default, or what the model can read.
         threads: of one inference; all cores where None.
@@ -112,8 +112,14 @@ def prune_folder(
     texts = _texts(data, columns or {}, task)
     n_rows = rows or (64 if task.is_decoder else 768)
     calibration = texts if task.is_decoder else texts.select(range(min(n_rows, len(texts))))
-    settings = Prune(id="pruned", stage="prune", budget=budget, search=search or Search(), granule=granule)
     target = Target(threads=threads)
+    settings = Prune(
+        id="pruned",
+        stage="prune",
+        budget=budget,
+        search=search or Search(),
+        granule=granule or _device_granule(target, budget),
+    )
     ctx = StageContext(
         data=StageData(None, None, calibration, {"calibration": rows_digest(texts)}),
         task=task,
@@ -149,13 +155,25 @@ def prune_folder(
             if basis is not None:
                 from compressor.measurement.cost_basis import WholeModels
 
-                with WholeModels(basis.timer.model, basis) as whole:
+                with WholeModels(basis) as whole:
                     final = whole.compare_file(exported.path / exported.content.variants[-1].path)
             checkpoint = publish(out)
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
     tolerance = None if final is None else max(settings.search.tolerance if settings.search else 0.02, final.aa_bound)
     return Pruned(checkpoint, pruned.record.realised["structure"], choice, final, tolerance)
+
+
+def _device_granule(target: Target, budget: PruneBudget) -> int:
+    """What the device's kernels want; 64, which suits all that we know, where nothing is measured anyway."""
+    if not budget.is_measured:
+        return 64
+    from compressor.measurement.cost_table import tables_folder, this_device
+    from compressor.measurement.granule import device_granule
+    from compressor.runtime.runners import n_cores
+
+    device = this_device(threads=target.threads or n_cores(), provider=target.provider)
+    return device_granule(device, tables_folder())
 
 
 class _Line:

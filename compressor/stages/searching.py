@@ -34,6 +34,7 @@ from compressor.methods.judging import Score
 from compressor.methods.pruning import Recovery
 from compressor.methods.refining import refine, refit_to_budget
 from compressor.methods.trying import Precision, Trial
+from compressor.methods.uniform import Fits, choose_uniform
 from compressor.methods.units import Importance
 from compressor.schema.events import Emit, Note, Progress
 from compressor.spec.budgets import MEASURED, Limit, PruneBudget, Search
@@ -56,6 +57,8 @@ class Request:
     recovery: Recovery
     granule: int
     score: Score
+    uniform: Fits | None = None
+    """Which head counts a stock config can say, where all layers shall be alike; None where they may differ."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class _Hunt:
         if basis is None or not measured:
             choice, refined = self._refined(self._choose(1.0), 1.0)
             return self._found(choice, refined, None, basis)
-        with WholeModels(model, basis) as whole:
+        with WholeModels(basis) as whole:
             scale, choice = self._corrected(whole)
             choice, refined = self._refined(choice, scale)
             comparison = self._measure(whole, choice, scale)
@@ -147,13 +150,11 @@ class _Hunt:
 
     def _choose(self, scale: float) -> Choice:
         first = self.first
-        return choose(
-            self.scores,
-            first.cost,
-            first.most * scale,
-            first.fixed,
-            [(other.cost, other.most * scale - other.fixed) for other in self.others],
-        )
+        others = [(other.cost, other.most * scale - other.fixed) for other in self.others]
+        if self.request.uniform is not None:
+            fits = self.request.uniform
+            return choose_uniform(self.scores, first.cost, first.most * scale, first.fixed, others, fits=fits)
+        return choose(self.scores, first.cost, first.most * scale, first.fixed, others)
 
     def _corrected(self, whole: WholeModels) -> tuple[float, Choice]:
         """The budget scaled until the exported shape keeps it, and the choice under it."""
@@ -169,6 +170,8 @@ class _Hunt:
 
     def _refined(self, choice: Choice, scale: float) -> tuple[Choice, dict[str, Any]]:
         n_moves, stage = self.request.search.swaps, self.request.stage
+        if self.request.uniform is not None:
+            n_moves = 0  # a swap would make layers differ
         if not n_moves:
             loss = self._true_loss(choice.options)
             return choice, {"loss": loss, "loss_before_swaps": loss, "swaps_tried": 0, "swaps_accepted": 0}
@@ -191,6 +194,8 @@ class _Hunt:
         return choice_of(self.scores, found.options, self.first.cost, self.first.fixed), facts
 
     def _trimmed(self, choice: Choice, scale: float) -> Choice:
+        if self.request.uniform is not None:
+            return self._choose(scale)
         options = refit_to_budget(
             costs_of(self.scores, self.first.cost),
             losses_of(self.scores),

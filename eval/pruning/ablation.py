@@ -5,8 +5,10 @@
 STUDY is minilm, smollm2 or gpt2; the phases, in this order, each of which goes on from what the one before left in
 the work folder:
 
+    prepare   graphs for the table (left out, the next phase makes them)
     table     the cost table, and whether it adds up          (timed: on a quiet machine)
     score     options, scored without labels
+    plan      graphs for the next phase (may be left out too)
     match     every method's budget moved until its exported shape measures what was asked    (timed)
     refine    swaps on the true loss, the same number for both searches
     rematch   the refined choices measured, and trimmed where they miss                       (timed)
@@ -31,8 +33,11 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from compressor.data.tokenize import draw_windows, load_tokenizer, windows
+from compressor.errors import UserError
+from compressor.measurement.additivity import N_MODELS, random_structures
 from compressor.measurement.cost_basis import CostBasis, WholeModels, measure_costs
-from compressor.measurement.cost_table import CallShape
+from compressor.measurement.cost_rows import Timer, wanted_rows
+from compressor.measurement.cost_table import CallShape, this_device
 from compressor.methods.choosing import (
     Choice,
     Cost,
@@ -56,6 +61,7 @@ from compressor.stages.searching import measured_cost
 
 ROOT = Path(__file__).resolve().parents[2]
 Sizes = list[tuple[int, int, int]]
+Pick = Callable[[float], tuple[Sizes, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ MOVIES = (".cache/data/movies/train.jsonl", ".cache/data/movies/test.jsonl")
 STUDIES = {
     "minilm": Study(
         ".cache/models/all-MiniLM-L6-v2", *MOVIES, False, (CallShape("forward", 8, 32, 0, 256.0, 1.0),), 0.6, SEVEN,
-        granule=64, rows=768, max_tokens=64, score_rows=96, swaps=60,
+        granule=64, rows=768, max_tokens=64, score_rows=96, swaps=40,
     ),
     "smollm2": Study(
         ".cache/models/smollm2-135m-instruct-dequantised-q4_1", *SOTU, True,
@@ -102,7 +108,8 @@ class Work:
 
     def __init__(self, study: Study, folder: Path, model: Path | None) -> None:
         self.study, self.folder = study, folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.graphs = folder / "graphs"
+        self.graphs.mkdir(parents=True, exist_ok=True)
         self.path = model or ROOT / study.model
 
     def read(self, name: str) -> Any:
@@ -159,6 +166,7 @@ class Work:
             granule=self.study.granule,
             threads=torch.get_num_threads(),
             provider="CPUExecutionProvider",
+            graphs=self.graphs,
             on_progress=lambda what, done, total: say(f"{what} {done}/{total}"),
         )
 
@@ -186,6 +194,20 @@ def say(text: str) -> None:
 
 
 # Phases
+
+
+def prepare(work: Work) -> None:
+    """Export what the table will time."""
+    model = work.model()
+    device = this_device(threads=torch.get_num_threads(), provider="CPUExecutionProvider")
+    outputs = ("logits",) if work.study.is_decoder else ("last_hidden_state",)
+    timer = Timer(model, work.study.is_decoder, outputs, graphs=work.graphs)
+    for row in wanted_rows(model, ["fp32"], work.study.granule):
+        timer.write_row(row, device, len(read_structure(model).layers), work.graphs)
+        say(f"exported {row}")
+    for sizes in [None, *random_structures(timer, N_MODELS, work.study.granule, 0)]:
+        timer.write_whole(sizes, work.graphs, "fp32")
+        say("exported a whole model")
 
 
 def table(work: Work) -> None:
@@ -234,23 +256,50 @@ def cost_of(name: str, work: Work, model: PreTrainedModel, basis: CostBasis) -> 
     return measured_cost(basis.costs, "cpu_s"), basis.costs.fixed("cpu_s")
 
 
+def picks(work: Work, model: PreTrainedModel, basis: CostBasis, scores: OptionScores) -> dict[str, Pick]:
+    """Each method: share of the dense cost asked for -> sizes and options."""
+    found: dict[str, Pick] = {"uniform": lambda ratio: uniform(scores, ratio, work.study)}
+    for name in ("measured", "macs"):
+        cost, fixed = cost_of(name, work, model, basis)
+        found[name] = searcher(scores, cost, fixed, dense_cost(scores.source, cost, fixed))
+    return found
+
+
+def plan(work: Work) -> None:
+    """Export what each method would choose where the table predicts the target."""
+    model = work.model()
+    basis, scores = work.basis(model), work.scores()
+    for name, pick in picks(work, model, basis, scores).items():
+        sizes, _ = pick(first_share(basis, pick, work))
+        basis.timer.write_whole(sizes, work.graphs, "fp32")
+        say(f"{name}: exported {sizes}")
+
+
 def match(work: Work) -> None:
     """Move each method's own budget until its shape measures the target."""
     model = work.model()
     basis, scores = work.basis(model), work.scores()
-    found: dict[str, Any] = {}
-    with WholeModels(model, basis) as whole:
-        for name in ("measured", "macs"):
-            cost, fixed = cost_of(name, work, model, basis)
-            dense = dense_cost(scores.source, cost, fixed)
-            pick = searcher(scores, cost, fixed, dense)
-            found[name] = settle(work, whole, pick, basis)
-        found["uniform"] = settle(work, whole, lambda ratio: uniform(scores, ratio, work.study), basis)
+    with WholeModels(basis) as whole:
+        found = {name: settle(work, whole, pick, basis) for name, pick in picks(work, model, basis, scores).items()}
     found["magnitude"] = dict(found["uniform"])  # the same shape; only what stays differs
     work.write("matched", found)
 
 
-def searcher(scores: OptionScores, cost: Cost, fixed: float, dense: float) -> Callable[[float], Any]:
+def first_share(basis: CostBasis, pick: Pick, work: Work) -> float:
+    """The share to ask for so that the table predicts the target: every method starts there."""
+    low, high = 0.02, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        try:
+            sizes, _ = pick(middle)
+        except UserError:  # below the least that any choice costs
+            low = middle
+            continue
+        low, high = (low, middle) if predicted(basis, sizes, work) > work.study.ratio else (middle, high)
+    return low
+
+
+def searcher(scores: OptionScores, cost: Cost, fixed: float, dense: float) -> Pick:
     """Share of the dense cost -> sizes and options."""
 
     def pick(ratio: float) -> tuple[Sizes, list[int]]:
@@ -277,11 +326,12 @@ def uniform(scores: OptionScores, ratio: float, study: Study) -> tuple[Sizes, li
     return sizes, []
 
 
-def settle(work: Work, whole: WholeModels, pick: Callable[[float], Any], basis: CostBasis) -> dict[str, Any]:
-    """Correct the share asked for until the share measured is the target, at most four times; keep the nearest."""
-    target, asked, best = work.study.ratio, work.study.ratio, None
+def settle(work: Work, whole: WholeModels, pick: Pick, basis: CostBasis) -> dict[str, Any]:
+    """Correct the share asked for until the share measured is the target, at most three times; keep the nearest."""
+    target, best = work.study.ratio, None
+    asked = first_share(basis, pick, work)
     tried = []
-    for _ in range(4):
+    for _ in range(3):
         sizes, options = pick(asked)
         comparison = whole.compare(sizes)
         entry = {
@@ -295,9 +345,9 @@ def settle(work: Work, whole: WholeModels, pick: Callable[[float], Any], basis: 
         say(f"asked {asked:.3f}, measured {comparison.ratio:.3f} (A/A {comparison.aa_bound:.3f})")
         if best is None or abs(comparison.ratio - target) < abs(best["measured"]["ratio"] - target):
             best = entry
-        if abs(comparison.ratio / target - 1) <= 0.02:
+        if abs(comparison.ratio / target - 1) <= 0.015:
             break
-        asked = min(0.98, max(0.02, asked * target / comparison.ratio))
+        asked = min(1.5, max(0.02, asked * target / comparison.ratio))
     assert best is not None
     return {**best, "tried": tried}
 
@@ -344,7 +394,7 @@ def rematch(work: Work) -> None:
     model = work.model()
     basis, scores, refined = work.basis(model), work.scores(), work.read("refined")
     found = {}
-    with WholeModels(model, basis) as whole:
+    with WholeModels(basis) as whole:
         for name in ("measured", "macs"):
             cost, fixed = cost_of(name, work, model, basis)
             options = refined[name]["options"]
@@ -364,15 +414,11 @@ def rematch(work: Work) -> None:
     work.write("rematched", found)
 
 
-def trimmer(
-    work: Work, scores: OptionScores, cost: Cost, fixed: float, options: Sequence[int], level: float
-) -> Callable[[float], Any]:
-    """Share of the dense cost asked for -> the refined choice, stepped down or up to that share of what it was."""
+def trimmer(work: Work, scores: OptionScores, cost: Cost, fixed: float, options: Sequence[int], level: float) -> Pick:
+    """Share of what the refined choice costs -> it, stepped down or up to that share."""
 
     def pick(asked: float) -> tuple[Sizes, list[int]]:
-        share, chosen = asked / work.study.ratio, tuple(options)
-        if share != 1.0:
-            chosen = refit_to_budget(costs_of(scores, cost), losses_of(scores), chosen, level * share - fixed)
+        chosen = refit_to_budget(costs_of(scores, cost), losses_of(scores), tuple(options), level * asked - fixed)
         return sizes_of(choice_of(scores, chosen, cost, fixed)), list(chosen)
 
     return pick
@@ -472,7 +518,8 @@ def perplexity_judge(work: Work, dense: PreTrainedModel) -> Callable[[PreTrained
 
 
 PHASES = {
-    "table": table, "score": score, "match": match, "refine": refine_choices, "rematch": rematch, "quality": quality,
+    "prepare": prepare, "table": table, "score": score, "plan": plan, "match": match, "refine": refine_choices,
+    "rematch": rematch, "quality": quality,
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def test_a_folder_is_pruned_without_labels_or_yaml(
     data = texts(tmp_path, 200)
     done = command(
         "prune", str(tiny_gpt2_dir), "--budget", "parameters=0.6x", "--data", str(data), "--out", "small",
-        "--swaps", "2", "--json", "--threads", "1",
+        "--swaps", "2", "--json", "--threads", "1", "--granule", "8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

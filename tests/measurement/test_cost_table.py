@@ -33,6 +33,7 @@ from compressor.measurement.cost_table import (
     tables_folder,
     this_device,
 )
+from compressor.measurement.granule import device_granule, granule_of
 from compressor.methods.surgery import read_structure
 from compressor.spec.evaluation import Workload
 
@@ -272,10 +273,10 @@ def test_a_table_is_measured_once_and_serves_whole_models(
     seen.clear()
     again = measure_costs(tiny_decoder, **asked)
     assert not seen and table.path.read_text() == before and again.digest() == basis.digest()
-    with WholeModels(tiny_decoder, again) as whole:
+    with WholeModels(again) as whole:
         found = whole.compare([(2, 1, 16), (4, 2, 0)])
     assert found.rounds == 3 and found.ratio > 0 and found.aa_bound >= 0 and found.size_bytes < found.dense_size_bytes
-    with WholeModels(tiny_decoder, CostBasis(again.costs, again.timer)) as whole:
+    with WholeModels(CostBasis(again.costs, again.timer)) as whole:
         assert whole.compare([(2, 1, 16), (4, 2, 0)]) == found  # from the file: nothing is timed again
 
 
@@ -333,3 +334,21 @@ def test_decoders_have_prefill_and_decode_by_their_tokens() -> None:
     with pytest.raises(UserError, match=r"no workload has a phase 'forward'\n  -> .*output_tokens"):
         call_shapes([workload], [], is_decoder=True, phase="forward")
     assert math.fsum(one.weight for one in (prefill, decode)) == 1.0
+
+
+def test_the_granule_is_the_finest_step_that_costs_nothing_extra() -> None:
+    line = {512: 1.0, 520: 1.01, 528: 1.02, 544: 1.05, 576: 1.1}
+    assert granule_of(line) == 8
+    assert granule_of({**line, 520: 1.15}) == 16
+    assert granule_of({**line, 520: 1.15, 528: 1.12}) == 32
+    assert granule_of({**line, 520: 1.15, 528: 1.12, 544: 1.12}) == 64
+
+
+def test_the_granule_is_measured_once_for_a_device(tmp_path: Path) -> None:
+    device = this_device(threads=1, provider="CPUExecutionProvider")
+    found = device_granule(device, tmp_path, rounds=3, window_s=0.002)
+    (path,) = tmp_path.glob("granule-*.json")
+    record = json.loads(path.read_text())
+    assert found in (8, 16, 32, 64) and set(record["relative_cpu_s"]) == {"512", "520", "528", "544", "576"}
+    path.write_text(json.dumps({**record, "granule": 40}))
+    assert device_granule(device, tmp_path) == 40  # read, not measured

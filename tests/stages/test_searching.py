@@ -203,7 +203,7 @@ def test_the_budget_is_corrected_until_it_holds_on_the_device(
     basis = basis_of(config({"cpu_s_per_token": "0.6x"}))
     model = basis.timer.model
     full = [(layer.n_heads, layer.ffn_width) for layer in read_structure(model).layers]
-    monkeypatch.setattr(searching, "WholeModels", lambda model, basis: FakeDevice(factor, aa_bound, full, basis))
+    monkeypatch.setattr(searching, "WholeModels", lambda basis: FakeDevice(factor, aa_bound, full, basis))
     ids = torch.arange(4, 60).repeat(16, 1)[:, :24]
     batches = [{"input_ids": (ids + number) % 50 + 4, "attention_mask": torch.ones_like(ids)} for number in range(4)]
     request = Request(
