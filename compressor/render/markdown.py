@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from compressor.render.tables import TextTable, cost_tables, payback_table, quality_table, sentences, stage_table
+from compressor.render.tables import (
+    TextTable,
+    cost_tables,
+    doors_table,
+    payback_table,
+    quality_table,
+    sentences,
+    stage_table,
+)
 from compressor.schema.report import Report
 
 
@@ -11,7 +19,8 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.name}", f"Source model: {_escape(report.model)}. Baseline: {report.baseline}."]
     for heading, lines in sentences(report):
         parts += [f"## {heading.capitalize()}", "\n".join(f"- {_escape(line)}" for line in lines)]
-    for table in (*cost_tables(report), quality_table(report), stage_table(report), payback_table(report)):
+    others = (quality_table(report), stage_table(report), payback_table(report), doors_table(report))
+    for table in (*cost_tables(report), *others):
         if table is not None:
             parts += [f"## {table.title.capitalize()}", markdown_table(table)]
             parts += [_escape(note) for note in table.notes]

@@ -165,6 +165,23 @@ def payback_table(report: Report) -> TextTable | None:
     return TextTable(f"break-even of {candidate}", ("workload and unit", "against", "to pay back", ""), rows, notes)
 
 
+def doors_table(report: Report) -> TextTable | None:
+    """Where the selected candidate opens; None where nothing was selected."""
+    if not report.doors:
+        return None
+    rows = tuple(
+        (
+            one.door,
+            one.file or words.NONE,
+            "yes" if one.opened else "laid out only" if one.file else "no",
+            words.NONE if one.difference is None else f"{one.difference:.1e}",
+            one.note,
+        )
+        for one in report.doors
+    )
+    return TextTable(f"doors of {report.selected}", ("door", "file", "opened here", "difference", ""), rows)
+
+
 def sentences(report: Report) -> list[tuple[str, list[str]]]:
     """Headed lists: the winner, goals, verdicts, failures, the machine."""
     winner = report.selected if report.selected is not None else "no candidate"

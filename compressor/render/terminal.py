@@ -8,14 +8,23 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from compressor.render.tables import TextTable, cost_tables, payback_table, quality_table, sentences, stage_table
+from compressor.render.tables import (
+    TextTable,
+    cost_tables,
+    doors_table,
+    payback_table,
+    quality_table,
+    sentences,
+    stage_table,
+)
 from compressor.schema.report import Report
 
 
 def terminal_table(report: Report) -> Group:
     """Everything a report says, as something that `rich.console.Console.print` takes."""
     parts: list[RenderableType] = []
-    for table in (*cost_tables(report), quality_table(report), stage_table(report), payback_table(report)):
+    others = (quality_table(report), stage_table(report), payback_table(report), doors_table(report))
+    for table in (*cost_tables(report), *others):
         if table is not None:
             parts += [_rich(table), *(Text(f"  {note}", style="dim") for note in table.notes), Text()]
     for heading, lines in sentences(report):

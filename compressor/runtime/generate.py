@@ -143,14 +143,16 @@ def pieces(tokenizer: PreTrainedTokenizerFast, tokens: Iterable[int]) -> Iterato
     """
     taken: list[int] = []
     start = done = 0  # tokens[start:done] have been given, and are written again as context
+
+    def written(end: int | None) -> str:
+        return str(tokenizer.decode(taken[start:end], skip_special_tokens=True))
+
     for token in tokens:
         taken.append(token)
-        before = tokenizer.decode(taken[start:done], skip_special_tokens=True)
-        now = tokenizer.decode(taken[start:], skip_special_tokens=True)
+        before, now = written(done), written(None)
         if len(now) > len(before) and not now.endswith(UNFINISHED):
             yield now[len(before) :]
             start, done = done, len(taken)
-    before = tokenizer.decode(taken[start:done], skip_special_tokens=True)
-    rest = tokenizer.decode(taken[start:], skip_special_tokens=True)[len(before) :]
+    rest = written(None)[len(written(done)) :]
     if rest:
         yield rest

@@ -55,7 +55,7 @@ class TorchRunner:
 
     def forward(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One pass without a cache; see `Runner.forward`."""
-        given = {name: self._tensor(array) for name, array in inputs.items() if name in self.takes}
+        given: dict[str, Any] = {name: self._tensor(array) for name, array in inputs.items() if name in self.takes}
         if "use_cache" in self.takes:
             if "position_ids" in self.takes and "position_ids" not in given:
                 given["position_ids"] = self._tensor(position_ids(inputs["attention_mask"]))

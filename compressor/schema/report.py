@@ -219,6 +219,19 @@ class Failure(_Record):
     text: str
 
 
+class DoorRow(_Record):
+    """One runtime through which the selected candidate goes."""
+
+    door: str
+    file: str | None
+    """Below the folder that the runtime is given; None where it cannot take this model, as `note` says."""
+    opened: bool
+    """In this run; laid out only where not."""
+    difference: float | None
+    """Largest difference of any answer as a multiple of the largest answer, where it was compared."""
+    note: str
+
+
 class Report(_Record):
     """Everything a run found out."""
 
@@ -250,6 +263,8 @@ class Report(_Record):
     """Location-based, and market-based where the pipeline names that factor too."""
     certificates: tuple[Certificate, ...] = ()
     """One for each candidate but scratch exports: whether it keeps what the baseline can do."""
+    doors: tuple[DoorRow, ...] = ()
+    """Through which other runtimes the selected candidate goes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
 

@@ -21,6 +21,7 @@ from tiny_judgements import (
 from compressor.checkpoints.store import Checkpoint
 from compressor.errors import DataError, UserError
 from compressor.measurement.session import TWIN
+from compressor.render.markdown import markdown
 from compressor.schema.events import CandidateMeasured, Progress
 from compressor.schema.report import Candidate, Measurement, read_report, write_report
 from compressor.spec.pipeline import Pipeline
@@ -283,3 +284,14 @@ def test_labels_beyond_the_head_are_refused(bert: Checkpoint, era_files: dict[st
     only_onnx = [replace(three_candidates(bert)[1], id="teacher")]
     with pytest.raises(UserError, match="labels reach 7, but the model tells 3 classes apart"):
         judge_three(encoder_pipeline({**era_files, "test": test}), only_onnx, tmp_path / "run")
+
+
+def test_the_doors_of_the_winner_say_which_was_opened(encoder_judgement: Judgement) -> None:
+    report = encoder_judgement.report
+    assert report.selected is not None
+    first, *others = report.doors
+    assert first.opened and first.door in ("ONNX Runtime", "transformers")
+    assert not any(row.opened for row in others)
+    if first.door == "ONNX Runtime":
+        assert {"Transformers.js", "Triton Inference Server", "OpenVINO"} <= {row.door for row in others}
+    assert f"## Doors of {report.selected}" in markdown(report)
