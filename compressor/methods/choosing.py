@@ -23,7 +23,7 @@ from compressor.methods.judging import Score
 from compressor.methods.knapsack import Front, Limits, pareto_front, solve_limited, total
 from compressor.methods.pruning import Recovery
 from compressor.methods.structure import ATTENTION, FFN, Structure
-from compressor.methods.surgery import adapter_for, head_dim_of, layers_of, read_structure
+from compressor.methods.surgery import adapter_for, head_dim_of, hidden_width, layers_of, read_structure
 from compressor.methods.trying import SEVEN_LEVELS, Precision, Trial
 from compressor.methods.units import Importance, kept_layer
 
@@ -271,7 +271,7 @@ def macs_cost(model: PreTrainedModel, n_tokens: int = 128) -> Cost:
     energy per operation than the FFN does.
     """
     adapter, source, layers = adapter_for(model), read_structure(model), layers_of(model)
-    hidden = int(model.config.hidden_size)
+    hidden = hidden_width(model)
     n_ffn_maps = sum(projection.n_blocks for projection in adapter.ffn_in) + 1
 
     def cost(number: int, kind: str, size: int, precision: Precision = "fp32", /) -> float:

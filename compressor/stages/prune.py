@@ -22,6 +22,7 @@ from compressor.methods.judging import Score
 from compressor.methods.pruning import prune_model
 from compressor.methods.structure import Structure
 from compressor.methods.surgery import n_parameters, stock_fit
+from compressor.methods.uniform import stock_head_counts
 from compressor.methods.units import Importance
 from compressor.runtime.torch_models import load_module, quiet_transformers, with_head
 from compressor.schema.events import Emit, Progress
@@ -146,6 +147,7 @@ def _prune(
         recovery=config.recovery,
         granule=config.granule,
         score=score_of(ctx.task),
+        uniform=stock_head_counts(module) if config.layout == "uniform" else None,
     )
     found = search(request, module, batches, ctx.costs, emit)
     module, kept = prune_model(

@@ -70,6 +70,15 @@ def test_a_uniform_layout_is_held_to_its_word(bert: Shelf, tmp_path: Path) -> No
     )
 
 
+def test_a_budget_can_be_searched_among_uniform_shapes(bert: Shelf, tmp_path: Path) -> None:
+    pruned = prune(bert, tmp_path, budget={"macs": "0.7x"}, layout="uniform", search={"swaps": 0})
+    assert pruned.content.structure is None
+    stock = AutoModelForSequenceClassification.from_pretrained(pruned.path)
+    assert torch.equal(logits(stock), logits(load_module(pruned)))
+    widths = {layer.ffn_width for layer in read_structure(stock).layers}
+    assert len(widths) == 1 and widths < {8, 16, 24, 32, 40, 48, 56}
+
+
 def test_a_layout_per_layer_says_so_and_can_be_padded_to_stock(bert: Shelf, tmp_path: Path) -> None:
     pruned = prune(bert, tmp_path, keep={"ffn_sublayers": 0.5, "heads": 0.5})
     config = json.loads((pruned.path / "config.json").read_text())
