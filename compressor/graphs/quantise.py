@@ -168,13 +168,14 @@ def quantise_weights(
     """
     model = prepare(path, include_lm_head=include_lm_head, exclude=exclude)
     kept = {*exclude, *([] if include_lm_head else head_nodes(model.graph))}
-    rounded = {name: grid for name, grid in (grids or {}).items() if name not in kept and name not in widen}
+    width = {name: 8 if name in widen else bits for name in grids or {} if name not in kept}
+    rounded = {name: grid for name, grid in (grids or {}).items() if grid.bits == width.get(name)}
     if rounded:
         write_grids(model, rounded)
-    for width, left_out in ((8, kept | (set(constant_products(model.graph)) - set(widen))), (bits, kept)):
+    for n_bits, left_out in ((8, kept | (set(constant_products(model.graph)) - set(widen))), (bits, kept)):
         quantizer = MatMulNBitsQuantizer(
             model,
-            bits=width,
+            bits=n_bits,
             block_size=block_size,
             is_symmetric=is_symmetric,
             accuracy_level=ACCURACY_LEVEL,

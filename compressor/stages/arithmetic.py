@@ -20,7 +20,8 @@ AS_EXACT = 1.5
 NO_DIFFERENCE = 0.05
 """Options whose costs differ by less than this are told apart by their error."""
 ROUNDS = 3
-CALL = {"min_s": 0.1, "max_s": 0.6, "within": 0.02, "evict_bytes": 0}
+WINDOW_S = 0.4
+"""Of one timed window; the kernel counts CPU time in ticks of a few milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def choose_arithmetic(
     Raises:
         WorkerDied: an option could not be run.
     """
-    cpu_s = _time(options, threads, {**shape, "vocab_size": vocab_size, **CALL}, workdir)
+    cpu_s = _time(options, threads, {**shape, "vocab_size": vocab_size, "window_s": WINDOW_S}, workdir)
     table = tuple(
         {
             "arithmetic": option.name,
@@ -78,7 +79,7 @@ def cheapest_exact(measured: dict[str, tuple[float, float]]) -> str:
 
 
 def _time(options: Sequence[Int8Option], threads: int, call: dict[str, Any], workdir: Path) -> dict[str, float]:
-    """Least median CPU seconds of a call over the rounds; a process each, stopped but for the one whose turn it is."""
+    """Least CPU seconds of a call over the rounds; a process each, stopped but for the one whose turn it is."""
     with ExitStack() as stack:
         workers = {}
         for option in options:
@@ -92,6 +93,6 @@ def _time(options: Sequence[Int8Option], threads: int, call: dict[str, Any], wor
         for number in range(ROUNDS):
             for name in list(workers)[:: 1 if number % 2 == 0 else -1]:
                 workers[name].resume()
-                found[name].append(workers[name].ask("time", **call)["cpu_s"][0])
+                found[name].append(workers[name].ask("time", **call)["cpu_s"])
                 workers[name].pause()
     return {name: min(values) for name, values in found.items()}

@@ -38,113 +38,120 @@ class Mixture:
     record: dict[str, Any]
 
 
-def choose_mixture(
-    config: Quantize, decision: Decision, source: Checkpoint, graph: Path, ctx: StageContext, folder: Path, threads: int
-) -> Mixture:
-    """Leave as few nodes alone as the goal on validation rows needs.
+@dataclass(frozen=True)
+class Search:
+    """What a search starts from.
 
-    Args:
+    Attributes:
         config: of the stage, with `until`.
         decision: arithmetic, calibration inputs and rounding, as they will be in the file.
         source: the fp32 checkpoint.
         graph: its graph.
+        ctx: of the stage.
         folder: takes files of the search, which may be as large as three times the fp32 graph.
         threads: of a run.
+    """
+
+    config: Quantize
+    decision: Decision
+    source: Checkpoint
+    graph: Path
+    ctx: StageContext
+    folder: Path
+    threads: int
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """What a node can be in, from fewest bits up, fp32 left out: level 1, 2, ... of the switchboard."""
+        return (self.config.scheme, "w8") if self.config.scheme == "w4" else (self.config.scheme,)
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        """Levels from the one that all nodes start at up to fp32."""
+        return (*range(1, len(self.schemes) + 1), 0)
+
+    @property
+    def output(self) -> str:
+        """The output that is compared."""
+        return self.ctx.task.outputs[-1]
+
+    def open(self, path: Path, settings: Mapping[str, Any]) -> OnnxRunner:
+        """A runner of one of the files."""
+        is_decoder = self.ctx.task.is_decoder
+        provider = "CPUExecutionProvider"
+        return open_onnx(path, is_decoder=is_decoder, threads=self.threads, provider=provider, settings=settings)
+
+    def mixed(self, levels: Mapping[str, int]) -> Decision:
+        """The decision with these nodes at these levels."""
+        exclude = tuple(name for name, level in levels.items() if level == 0)
+        return replace(self.decision, exclude=exclude, widen=tuple(n for n, level in levels.items() if level == 2))
+
+
+def choose_mixture(search: Search) -> Mixture:
+    """Leave as few nodes alone as the goal on validation rows needs.
 
     Raises:
         StageError: no mixture keeps the goal.
-        DataError, UnsupportedError: as `open_validation`.
+        DataError: as `open_validation`.
     """
+    config, ladder, output = search.config, search.ladder, search.output
     assert config.until is not None, "the pipeline gives `until` with `exclude: auto`"
-    schemes: tuple[Scheme, ...] = (config.scheme, "w8") if config.scheme == "w4" else (config.scheme,)
-    runner = open_onnx(
-        graph, is_decoder=ctx.task.is_decoder, threads=threads, provider="CPUExecutionProvider", settings={}
-    )
-    output = ctx.task.outputs[-1]
-    validation = open_validation(config.until, source, ctx, lambda batch: runner.forward(batch)[output])
-    board = _switchboard(config, decision, schemes, graph, folder, threads)
-    ladder = (*range(1, len(schemes) + 1), 0)
-    bits = {0: 32} | {level: _BITS[scheme] for level, scheme in enumerate(schemes, 1)}
-    feeds = _feeds(runner, source, ctx)
-    damages = measure_damage(board, feeds, ladder[:-1], output)
+    runner = search.open(search.graph, {})
+    validation = open_validation(config.until, search.source, search.ctx, lambda batch: runner.forward(batch)[output])
+    board = _switchboard(search)
+    damages = measure_damage(board, _feeds(search, runner), ladder[:-1], output)
+    bits = {0: 32} | {level: _BITS[scheme] for level, scheme in enumerate(search.schemes, 1)}
     order = order_raises(damages, ladder, bits)
     nodes = [name for name, _ in board.nodes]
 
     def is_kept(n_steps: int) -> bool:
-        return validation.keeps(
-            validation.measure(_run(board, runner, levels_after(order, n_steps, nodes, ladder[0]), output))
-        )
+        levels = levels_after(order, n_steps, nodes, ladder[0])
+        return validation.keeps(validation.measure(lambda batch: board.run(as_feed(runner, batch), levels, output)))
 
     n_steps = fewest_steps(len(order), is_kept)
-    found, n_steps, value = _confirm(
-        config, decision, graph, folder, order, n_steps, nodes, ladder, validation, ctx, threads
-    )
-    return Mixture(
-        found,
-        {
-            "metric": config.until.metric,
-            "fp32": validation.reference,
-            "quantised": value,
-            "steps": n_steps,
-            "nodes": len(nodes),
-            "fp32_nodes": list(found.exclude),
-            "w8_nodes": list(found.widen),
-            "damage": [{**asdict(one), "level": schemes[one.level - 1]} for one in damages],
-        },
-    )
+    found, n_steps, value = _confirm(search, order, n_steps, nodes, validation)
+    record = {
+        "metric": config.until.metric,
+        "fp32": validation.reference,
+        "quantised": value,
+        "steps": n_steps,
+        "nodes": len(nodes),
+        "fp32_nodes": list(found.exclude),
+        "w8_nodes": list(found.widen),
+        "damage": [{**asdict(one), "level": search.schemes[one.level - 1]} for one in damages],
+    }
+    return Mixture(found, record)
 
 
-def _feeds(runner: OnnxRunner, source: Checkpoint, ctx: StageContext) -> list[dict[str, Array]]:
-    if not ctx.task.is_decoder:
-        return calibration_feeds(runner, source, ctx, ENCODER_ROWS)
-    width = min(WINDOW_TOKENS, ctx.max_tokens)
-    return calibration_feeds(runner, source, ctx, -(-DECODER_TOKENS // width), max_tokens=width)
+def _feeds(search: Search, runner: OnnxRunner) -> list[dict[str, Array]]:
+    if not search.ctx.task.is_decoder:
+        return calibration_feeds(runner, search.source, search.ctx, ENCODER_ROWS)
+    width = min(WINDOW_TOKENS, search.ctx.max_tokens)
+    n_windows = -(-DECODER_TOKENS // width)
+    return calibration_feeds(runner, search.source, search.ctx, n_windows, max_tokens=width)
 
 
-def _switchboard(
-    config: Quantize, decision: Decision, schemes: Sequence[Scheme], graph: Path, folder: Path, threads: int
-) -> Switchboard:
-    files = [folder / f"level-{scheme}.onnx" for scheme in schemes]
-    for scheme, file in zip(schemes, files, strict=True):
-        write_scheme(scheme, config, graph, file, decision, embeddings=False)
-    path = folder / "switches.onnx"
-    nodes = merge_precisions(graph, files, path, include_lm_head=config.lm_head)
+def _switchboard(search: Search) -> Switchboard:
+    files = [search.folder / f"level-{scheme}.onnx" for scheme in search.schemes]
+    for scheme, file in zip(search.schemes, files, strict=True):
+        write_scheme(scheme, search.config, search.graph, file, search.decision, embeddings=False)
+    path = search.folder / "switches.onnx"
+    nodes = merge_precisions(search.graph, files, path, include_lm_head=search.config.lm_head)
     for file in files:
         file.unlink()
-    return Switchboard(path, nodes, threads=threads, is_precise=PRECISE in ARITHMETICS[decision.arithmetic].settings)
+    is_precise = PRECISE in ARITHMETICS[search.decision.arithmetic].settings
+    return Switchboard(path, nodes, threads=search.threads, is_precise=is_precise)
 
 
 def _confirm(
-    config: Quantize,
-    decision: Decision,
-    graph: Path,
-    folder: Path,
-    order: Sequence[Raise],
-    n_steps: int,
-    nodes: Sequence[str],
-    ladder: Sequence[int],
-    validation: Validation,
-    ctx: StageContext,
-    threads: int,
+    search: Search, order: Sequence[Raise], n_steps: int, nodes: Sequence[str], validation: Validation
 ) -> tuple[Decision, int, float]:
     """The file itself decides: its kernels may differ a little from those of the switchboard."""
+    path, config = search.folder / "mixture.onnx", search.config
     while n_steps < len(order):
-        levels = levels_after(order, n_steps, nodes, ladder[0])
-        mixed = replace(
-            decision,
-            exclude=tuple(name for name in nodes if levels[name] == 0),
-            widen=tuple(name for name in nodes if len(ladder) > 2 and levels[name] == 2),
-        )
-        path = folder / "mixture.onnx"
-        write_scheme(config.scheme, config, graph, path, mixed, embeddings=config.embeddings)
-        runner = open_onnx(
-            path,
-            is_decoder=ctx.task.is_decoder,
-            threads=threads,
-            provider="CPUExecutionProvider",
-            settings=ARITHMETICS[decision.arithmetic].settings,
-        )
-        value = validation.measure(lambda batch, runner=runner: runner.forward(batch)[ctx.task.outputs[-1]])  # type: ignore[misc]
+        mixed = search.mixed(levels_after(order, n_steps, nodes, search.ladder[0]))
+        write_scheme(config.scheme, config, search.graph, path, mixed, embeddings=config.embeddings)
+        value = _measure(search, path, validation)
         if validation.keeps(value):
             return mixed, n_steps, value
         n_steps += 1
@@ -157,8 +164,6 @@ def _confirm(
     )
 
 
-def _run(board: Switchboard, runner: OnnxRunner, levels: Mapping[str, int], output: str) -> Any:
-    def run(batch: Mapping[str, Array]) -> Array:
-        return board.run(as_feed(runner, batch), levels, output)
-
-    return run
+def _measure(search: Search, path: Path, validation: Validation) -> float:
+    runner = search.open(path, ARITHMETICS[search.decision.arithmetic].settings)
+    return validation.measure(lambda batch: runner.forward(batch)[search.output])

@@ -69,10 +69,10 @@ def round_module(
             **grid, iters=AUTOROUND_STEPS, nsamples=n_rows, seqlen=width, batch_size=min(8, n_rows)
         )
         prepared = inc.prepare(module, config)
-    with torch.enable_grad() if method == "autoround" else torch.no_grad():
+    with torch.set_grad_enabled(method == "autoround"):  # it learns the rounding by gradients, wherever we are called
         for one in ids:
             prepared(one)
-    rounded = inc.convert(prepared)
+        rounded = inc.convert(prepared)
     if _take_out(rounded) == 0:
         raise StageError(f"{method} rounded no layer of {type(module).__name__}", hint="use gptq")
     for parameter in rounded.parameters():  # transformers refuses `.float()` on what it takes for a quantised model

@@ -28,7 +28,7 @@ from compressor.stages.arithmetic import choose_arithmetic
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.feeds import calibration_feeds
-from compressor.stages.mixing import choose_mixture
+from compressor.stages.mixing import Search, choose_mixture
 from compressor.stages.parity import check_conversion
 from compressor.stages.rounding import gptq_grids, rounded_export
 from compressor.stages.schemes import GRAPHS, Decision, check_settings, write_scheme
@@ -139,7 +139,7 @@ def _decide(
     if config.arithmetic == "auto":
         decided, found["arithmetic"] = _choose_arithmetic(config, decided, runner, source, graph, ctx, folder, threads)
     if config.exclude == "auto":
-        mixture = choose_mixture(config, decided, source, graph, ctx, folder, threads)
+        mixture = choose_mixture(Search(config, decided, source, graph, ctx, folder, threads))
         decided, found["mixture"] = mixture.decision, mixture.record
     return decided, graph, found
 

@@ -65,6 +65,12 @@ class Decision:
     feeds: Sequence[Feed] = ()
     grids: Mapping[str, Mapping[str, BlockGrid]] | None = None
 
+    def rounded(self, scheme: Scheme) -> dict[str, BlockGrid]:
+        """Weights rounded beforehand: of the scheme, and of 8 bits for the nodes that are widened."""
+        grids = self.grids or {}
+        wide = {name: grid for name, grid in grids.get("w8", {}).items() if name in self.widen}
+        return {**grids.get(scheme, {}), **wide}
+
 
 def check_settings(config: Quantize, provider: str) -> None:
     """Refuse, before any work, what cannot run or would do nothing.
@@ -120,7 +126,7 @@ def write_scheme(
                 include_embeddings=embeddings,
                 exclude=decision.exclude,
                 widen=decision.widen if scheme == "w4" else (),
-                grids=(decision.grids or {}).get(scheme),
+                grids=decision.rounded(scheme),
             )
         case "w8a8-static":
             return quantise_static(
