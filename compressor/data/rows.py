@@ -187,7 +187,14 @@ def _from_object(rows: Any, name: str) -> Dataset:
         odd = next((number for number, row in enumerate(rows, 1) if not isinstance(row, Mapping)), None)
         if odd is None:
             names = list(dict.fromkeys(key for row in rows for key in row))
-            return Dataset.from_dict({key: [row.get(key) for row in rows] for key in names})
+            try:
+                return Dataset.from_dict({key: [row.get(key) for row in rows] for key in names})
+            except (ValueError, TypeError) as error:  # pyarrow's
+                raise DataError(
+                    f"a column holds values of different types: {_first_line(error)}",
+                    where=name,
+                    hint="give a column one type: names or ids, not both",
+                ) from error
         raise DataError(
             f"row {odd} is a {type(rows[odd - 1]).__name__}, not a mapping from column to value",
             where=name,
