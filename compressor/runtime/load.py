@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 import numpy as np
 
 from compressor.checkpoints.hub import resolve
-from compressor.checkpoints.manifest import MANIFEST_NAME, Variant
+from compressor.checkpoints.manifest import CERTIFICATE_NAME, MANIFEST_NAME, Variant
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.data.tokenize import Encoded, load_tokenizer
 from compressor.errors import CheckpointError, UnsupportedError, UserError
@@ -24,6 +24,7 @@ from compressor.runtime.predict import Running, run_rows
 from compressor.runtime.runners import Array, DecoderRunner, Runner, n_cores, open_runner, open_torch, require_torch
 from compressor.runtime.settings import runner_settings
 from compressor.runtime.writing import Sampling, Streamer, line_up, write, write_pieces, write_with_transformers
+from compressor.schema.certificate import Certificate, read_certificates
 from compressor.spec.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def load(
         variant = choose_variant(content, where=name, precision=precision, runtime=runtime, device=device)
         files = files_of(content, variant)
         if commit is not None:
-            resolve(path, commit, only=files)
+            resolve(path, commit, only=[*files, CERTIFICATE_NAME])
             _check_fetched(folder, files, name, commit)
         checkpoint = open_checkpoint(folder, only=files if commit is not None else None)
         runner = open_runner(checkpoint, variant.id, threads=threads, provider=PROVIDERS[device], settings=settings)
@@ -232,6 +233,19 @@ class CompressedModel:
 
             return Output(torch.from_numpy(logits))
         return Output(logits)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The certificate of the very file in use; None where there is none, and then it is not certified.
+
+        Raises:
+            UserError: a certificate file of another version, or damaged.
+        """
+        if self.checkpoint is None or self.variant is None:
+            return None
+        sha256 = self.checkpoint.content.files[self.variant.path].sha256
+        found = read_certificates(self.folder / CERTIFICATE_NAME)
+        return next((one for one in found if one.of.sha256 == sha256), None)
 
     @property
     def module(self) -> nn.Module:
