@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from compressor.errors import UserError
 from compressor.measurement.inputs import PreparedRows
@@ -20,6 +23,7 @@ from compressor.measurement.quality import (
     judge_tokens,
     kl,
     macro_f1,
+    matthews,
 )
 from compressor.spec.tasks import TASKS
 
@@ -127,7 +131,15 @@ def test_kl_is_zero_for_equal_answers_and_positive_otherwise() -> None:
 
 
 def test_metrics_are_the_tasks_own_where_none_is_asked_for() -> None:
-    assert choose_metrics(DECODER, (), {}) == ("token_perplexity", "byte_perplexity")
-    assert choose_metrics(ENCODER, ("macro_f1",), {"mine": lambda p, r: 0.0}) == ("macro_f1", "mine")
+    rows = Dataset.from_dict({"text": ["a"]})
+    assert choose_metrics(DECODER, (), {}, rows) == ("token_perplexity", "byte_perplexity")
+    assert choose_metrics(ENCODER, ("macro_f1",), {"mine": lambda p, r: 0.0}, rows) == ("macro_f1", "mine")
     with pytest.raises(UserError, match="there are token_perplexity, byte_perplexity; others go in as"):
-        choose_metrics(DECODER, ("accuracy",), {})
+        choose_metrics(DECODER, ("accuracy",), {}, rows)
+
+
+@settings(deadline=None)
+@given(labels=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_matthews_is_that_of_scikit_learn(labels: list[tuple[int, int]]) -> None:
+    predicted, true = (np.array(side) for side in zip(*labels, strict=True))
+    assert matthews(predicted, true, 4) == pytest.approx(matthews_corrcoef(true, predicted), abs=1e-9)
