@@ -44,12 +44,7 @@ def read_limit(value: float | str) -> Limit:
     if isinstance(value, str):
         found = _RATIO.fullmatch(value.strip())
         if found is None:
-            try:
-                return read_limit(float(value))
-            except ValueError:
-                raise ValueError(
-                    f"a budget is a share of the dense model, such as 0.6x, or a positive number; not {value!r}"
-                ) from None
+            return read_limit(_number(value))
         ratio = float(found[1])
         if not 0.0 < ratio < 1.0:
             raise ValueError(f"a budget must leave something and take something away: between 0x and 1x, not {value}")
@@ -57,6 +52,15 @@ def read_limit(value: float | str) -> Limit:
     if value <= 0:
         raise ValueError(f"a budget must be above 0, not {value:g}")
     return Limit(amount=float(value))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"a budget is a share of the dense model, such as 0.6x, or a positive number; not {text!r}"
+        ) from None
 
 
 def _checked(value: Any) -> Any:

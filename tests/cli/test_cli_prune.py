@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 from compressor.checkpoints.store import open_checkpoint
 from compressor.cli.pruning import read_budget
 from compressor.errors import UserError
+from compressor.measurement.session import find_meters
+from compressor.pipeline.quick_prune import prune_folder
 from compressor.spec.budgets import Limit
 
-from .conftest import Finished
+Finished = subprocess.CompletedProcess[str]
 
 
 def texts(folder: Path, n_lines: int) -> Path:
@@ -43,25 +46,42 @@ def test_a_folder_is_pruned_without_labels_or_yaml(
 
 
 @pytest.mark.parametrize(
+    ("budget", "text"),
+    [
+        (["0"], "--budget: a budget must be above 0, not 0\n  -> such as --budget 0.6x"),
+        (["-1"], "--budget: a budget must be above 0, not -1"),
+        (["1.2x"], "between 0x and 1x, not 1.2x"),
+        (["watts=3"], "--budget: there is no budget 'watts'\n  -> one of: joules_per_token, cpu_s_per_token"),
+        (["0.6x", "0.5x"], "--budget: the budget cpu_s_per_token is given twice"),
+    ],
+)
+def test_what_is_no_budget(budget: list[str], text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_budget(budget, None)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--budget", "0"], "--budget: a budget must be above 0, not 0\n  -> such as --budget 0.6x"),
-        (["--budget", "-1"], "--budget: a budget must be above 0, not -1"),
-        (["--budget", "1.2x"], "between 0x and 1x, not 1.2x"),
-        (["--budget", "watts=3"], "--budget: there is no budget 'watts'\n  -> one of: joules_per_token"),
-        (["--budget", "0.6x", "--budget", "0.5x"], "--budget: the budget cpu_s_per_token is given twice"),
         (["--budget", "0.6x", "--out", "texts.txt"], "texts.txt: this folder is there already"),
-        (["--budget", "joules_per_token=0.6x"], "a budget in joules, but no meter here can measure them"),
         (["--budget", "macs=0.6x", "--rows", "1"], "calibration tokens are too few to refit"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(
     arguments: list[str], text: str, command: Callable[..., Finished], tmp_path: Path, tiny_gpt2_dir: Path
 ) -> None:
-    data = texts(tmp_path, 4)
-    done = command("prune", str(tiny_gpt2_dir), "--data", str(data), *arguments)
+    done = command("prune", str(tiny_gpt2_dir), "--data", str(texts(tmp_path, 4)), *arguments)
     assert done.returncode == 2 and text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(bool(find_meters()), reason="this machine can measure joules")
+def test_a_budget_in_joules_needs_a_meter_or_consent(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a budget in joules, but no meter here .*\n  -> .* --accept-estimates"):
+        prune_folder(
+            tiny_gpt2_dir, budget=read_budget(["joules_per_token=0.6x"], None), data="none.txt", out=tmp_path / "out"
+        )
 
 
 def test_several_budgets_are_limits_together() -> None:
