@@ -18,13 +18,16 @@ import psutil
 from compressor.errors import UserError
 from compressor.measurement.suite import calibration_of
 from compressor.pipeline.plan import make_plan
+from compressor.pipeline.teaching import cache_bytes, losses_text
 from compressor.spec.pipeline import Pipeline
 from compressor.spec.sources import DataSource
 from compressor.spec.stages import Distill, Export, Finetune, Prune, Quantize
+from compressor.spec.tasks import TASKS
 
 # Rough rates of one CPU thread, for an estimate that is printed as rough: real ones differ by a factor of three.
 TRAIN_FLOP_PER_S = 25e9
 BYTES_PER_PARAMETER = 4
+BYTES_PER_TOKEN = 5  # of English text, labels and quotes around it included
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def dry_run(pipeline: Pipeline, *, out: Path | None = None) -> DryRun:
         *_data(pipeline),
         *_calibration(pipeline),
         *_architecture(pipeline, config),
+        *_distillations(pipeline, config),
         _disk(pipeline, parameters, len(plan.steps), out or Path("runs")),
         _memory(pipeline, parameters),
         _time(pipeline, parameters),
@@ -149,6 +153,29 @@ def _architecture(pipeline: Pipeline, config: dict[str, Any] | None) -> list[Che
     return checks
 
 
+def _distillations(pipeline: Pipeline, config: dict[str, Any] | None) -> list[Check]:
+    """Each distillation's losses, presets written out, and the size of what it would cache of its teacher."""
+    checks = []
+    train, tokenizer = pipeline.data.train, pipeline.model.tokenizer
+    is_here = train is not None and train.path is not None and Path(train.path).is_file()
+    for stage in pipeline.stages:
+        if not isinstance(stage, Distill):
+            continue
+        size = None
+        if config is not None and is_here and train is not None and train.path is not None:
+            vocab = config.get("vocab_size") or (tokenizer.vocab_size if tokenizer else None) or 0
+            n_tokens = Path(train.path).stat().st_size / BYTES_PER_TOKEN
+            size = cache_bytes(stage, config, TASKS[pipeline.model.task], n_tokens, vocab)
+        if size is None:
+            cache = "the size of the teacher's cache is unknown until model and data are here"
+        elif size <= stage.cache_limit_gb * 1e9:
+            cache = f"about {size / 1e9:.2f} GB of the teacher's outputs cached"
+        else:
+            cache = f"about {size / 1e9:.0f} GB of the teacher's outputs, above cache_limit_gb {stage.cache_limit_gb:g}"
+        checks.append(Check(f"losses of {stage.id}", None if size is None else True, f"{losses_text(stage)}; {cache}"))
+    return checks
+
+
 def _parameters(pipeline: Pipeline, config: dict[str, Any] | None) -> int | None:
     """Parameters from the size of the weights on disk, or a count from the config's shape."""
     if pipeline.model.path is not None:
@@ -190,7 +217,7 @@ def _time(pipeline: Pipeline, parameters: int | None) -> Check:
     train = pipeline.data.train
     if parameters is None or train is None or train.path is None or not Path(train.path).is_file():
         return Check("time", None, "unknown until the model and the data are here")
-    tokens = Path(train.path).stat().st_size / 5
+    tokens = Path(train.path).stat().st_size / BYTES_PER_TOKEN
     epochs = sum(stage.training.epochs for stage in pipeline.stages if isinstance(stage, Finetune | Distill))
     threads = pipeline.target.threads or psutil.cpu_count(logical=False) or 1
     seconds = 6 * parameters * tokens * epochs / (TRAIN_FLOP_PER_S * threads)
