@@ -61,16 +61,16 @@ def predict(
     pairs = [tuple(text.split("\t", 1)) if "\t" in text else text for text in given]
     answers = load(checkpoint, precision=precision, threads=threads).predict(pairs)
     if as_json:
-        told = ({"answers": answer} if isinstance(answer, list) else answer for answer in answers)
-        print_json([{"text": text, **answer} for text, answer in zip(given, told, strict=True)])
+        named = ({"answers": answer} if isinstance(answer, list) else answer for answer in answers)
+        print_json([{"text": text, **answer} for text, answer in zip(given, named, strict=True)])
     elif all(isinstance(answer, dict) and set(answer) == {"label", "score"} for answer in answers):
         rows = [
             (str(answer["label"]), f"{answer['score']:.4f}", text) for text, answer in zip(given, answers, strict=True)
         ]
         print_rich(table(["label", ">score", "text"], rows))
     else:
-        rows = [(json.dumps(answer, ensure_ascii=False), text) for text, answer in zip(given, answers, strict=True)]
-        print_rich(table(["answer", "text"], rows))
+        told = [(json.dumps(answer, ensure_ascii=False), text) for text, answer in zip(given, answers, strict=True)]
+        print_rich(table(["answer", "text"], told))
 
 
 def generate(

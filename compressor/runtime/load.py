@@ -312,7 +312,7 @@ class CompressedModel:
             UserError: texts of another form.
         """
         running, tokenizer, limit = self._running(batch_size), self.tokenizer, self._max_tokens()
-        several = [texts] if isinstance(texts, str | tuple) else list(texts)
+        several: list[Any] = [texts] if isinstance(texts, str | tuple) else list(texts)
         match self.task.kind:
             case "class":
                 return predict.one_class(self.logits(several, batch_size=batch_size), self.labels)

@@ -75,7 +75,7 @@ def open_splits(
         for row in train_rows(source, ctx, training.rows, is_taught=is_taught, variant=variant)
     ]
     validation = validation_rows(source, ctx, is_taught=is_taught)
-    needs_teacher = bool(validation) and validation[0]["labels"] == ()
+    needs_teacher = validation is not None and validation[0]["labels"] == ()
     splits = Splits(
         train=[{**row, "index": index} for index, row in enumerate(train)],
         validation=validation,
