@@ -57,7 +57,7 @@ def check_conversion(
         found = _compare_encoders(reference, candidate, rows, pad_id, ctx.task)
     for path, report in found.items():
         try:
-            check_parity(report, scheme)
+            check_parity(report, scheme, is_choice=ctx.task.kind != "embedding")
         except ParityError as error:
             raise ParityError(f"{path}: {error.message}", hint=error.hint) from error
     return {path: asdict(report) for path, report in found.items()}

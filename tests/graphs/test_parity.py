@@ -119,3 +119,13 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         compare_logits(np.ones((2, 3, 4)), np.ones((2, 3, 4)), np.ones(2, int))
     with pytest.raises(ParityError, match="no logits to compare"):
         compare_logits(np.ones((2, 3, 4)), np.ones((2, 3, 4)), np.zeros((2, 3), int))
+
+
+def test_where_a_vector_is_largest_is_no_choice() -> None:
+    vectors = np.array([[0.5, 0.49999, 0.1]])
+    report = compare_logits(vectors, vectors + np.array([[0, 2e-5, 0]]))
+    with pytest.raises(ParityError, match="top-1 agrees on 0"):
+        check_parity(report, "fp32")
+    check_parity(report, "fp32", is_choice=False)
+    with pytest.raises(ParityError, match="logits differ"):
+        check_parity(compare_logits(vectors, vectors + 0.01), "fp32", is_choice=False)
