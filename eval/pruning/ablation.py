@@ -12,7 +12,8 @@ the work folder:
     match     every method's budget moved until its exported shape measures what was asked    (timed)
     refine    swaps on the true loss, the same number for both searches
     rematch   the refined choices measured, and trimmed where they miss                       (timed)
-    quality   prune for good, judge on unseen text, write the record
+    quality   prune for good, and judge on unseen text
+    recover   what a short distillation adds
 
 What a method spends is always what its exported model measured beside the dense one, never what it was asked to spend.
 """
@@ -52,6 +53,7 @@ from compressor.methods.choosing import (
     macs_cost,
     score_trial,
 )
+from compressor.methods.losses import logit_kl
 from compressor.methods.pruning import prune_model
 from compressor.methods.refining import refine, refit_to_budget
 from compressor.methods.structure import ATTENTION, FFN, read_ranges, write_ranges
@@ -60,6 +62,7 @@ from compressor.methods.trying import Trial
 from compressor.stages.searching import measured_cost
 
 ROOT = Path(__file__).resolve().parents[2]
+RECOVERY_STEPS, RECOVERY_LR = 40, 1e-4
 Sizes = list[tuple[int, int, int]]
 Pick = Callable[[float], tuple[Sizes, list[int]]]
 
@@ -445,6 +448,8 @@ def quality(work: Work) -> None:
     judge = perplexity_judge(work, dense) if work.study.is_decoder else cosine_judge(work, dense)
     rows = {"dense": {"parameters": n_parameters(dense), **judge(dense)}}
     for name, (phase, settings) in METHODS.items():
+        if not (work.folder / f"{phase}.json").exists():
+            continue
         entry = work.read(phase)["magnitude" if name.startswith("magnitude") else name]
         started = time.monotonic()
         pruned, _ = prune_model(
@@ -467,9 +472,56 @@ def quality(work: Work) -> None:
             **judge(pruned),
         }
         say(f"{name}: {rows[name]}")
-        if name == "measured + swaps" and work.study.is_decoder:
-            pruned.save_pretrained(work.folder / "pruned")
     work.write("quality", rows)
+
+
+def recover(work: Work) -> None:
+    """A short distillation of the chosen structure from the dense model, on the calibration text alone."""
+    dense, batches = work.model(), work.batches()
+    entry = work.read("rematched" if (work.folder / "rematched.json").exists() else "matched")
+    sizes = entry.get("measured + swaps", entry.get("measured"))["sizes"]
+    pruned, _ = prune_model(
+        copy.deepcopy(dense),
+        batches,
+        heads=[heads for heads, _, _ in sizes],
+        ffn=[width for *_, width in sizes],
+        ffn_granule=work.study.granule,
+        tokens_per_column=4,
+    )
+    judge = perplexity_judge(work, dense)
+    before, started, n_tokens = judge(pruned)["perplexity"], time.monotonic(), 0
+    optimiser = torch.optim.AdamW(pruned.parameters(), lr=RECOVERY_LR, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min((step + 1) / 5, 1 - step / RECOVERY_STEPS))
+    rows = torch.cat([batch["input_ids"] for batch in batches])
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    pruned.train()
+    for step in range(RECOVERY_STEPS):
+        ids = rows[order[torch.arange(2 * step, 2 * step + 2) % len(rows)]]
+        with torch.no_grad():
+            wanted = dense(input_ids=ids).logits
+        loss = logit_kl(pruned(input_ids=ids).logits, wanted)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(pruned.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        n_tokens += ids.numel()
+        if step % 5 == 0:
+            say(f"step {step}: {float(loss):.4f}")
+    pruned.eval()
+    work.write(
+        "recovered",
+        {
+            "steps": RECOVERY_STEPS,
+            "learning_rate": RECOVERY_LR,
+            "tokens": n_tokens,
+            "wall_s": time.monotonic() - started,
+            "before": before,
+            "after": judge(pruned)["perplexity"],
+            "dense": judge(dense)["perplexity"],
+        },
+    )
+    say(str(work.read("recovered")))
 
 
 def cosine_judge(work: Work, dense: PreTrainedModel) -> Callable[[PreTrainedModel], dict[str, float]]:
@@ -519,7 +571,7 @@ def perplexity_judge(work: Work, dense: PreTrainedModel) -> Callable[[PreTrained
 
 PHASES = {
     "prepare": prepare, "table": table, "score": score, "plan": plan, "match": match, "refine": refine_choices,
-    "rematch": rematch, "quality": quality,
+    "rematch": rematch, "quality": quality, "recover": recover,
 }  # fmt: skip
 
 
