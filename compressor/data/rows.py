@@ -299,7 +299,7 @@ def _check_columns(dataset: Dataset, where: str, wanted: Mapping[str, str]) -> N
         if name not in dataset.column_names:
             raise DataError(
                 f"no column {name!r}; the columns are: {', '.join(dataset.column_names) or 'none'}",
-                where=where,
+                where=f"{where}:1" if where.endswith((".csv", ".tsv")) else where,  # the header's line
                 hint=f"say which column it is: data.columns: {{{column}: NAME}}",
             )
 

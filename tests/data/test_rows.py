@@ -105,7 +105,7 @@ def test_a_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
         ("a.csv", "text,label\n", "a.csv: no rows"),
         ("a.csv", "text,text\na,b\n", "a.csv: cannot be read as csv: the header names 'text' more than once"),
         ("a.csv", "text,label\na,0\na,b,c\n", "a.csv: cannot be read as csv: "),
-        ("a.csv", "sentence,label\na,0\n", "a.csv: no column 'text'; the columns are: sentence, label\n"
+        ("a.csv", "sentence,label\na,0\n", "a.csv:1: no column 'text'; the columns are: sentence, label\n"
                                            "  -> say which column it is: data.columns: {text: NAME}"),
         ("a.csv", "text,label\na,0\n ,1\n", "a.csv: row 2: text is empty\n  -> mend or remove the row"),
         ("a.csv", "text,label\na,0\nb,\n", "a.csv: row 2: the label is missing\n  -> mend or remove the row"),
