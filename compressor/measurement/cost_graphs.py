@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compressor.errors import StageError
@@ -52,7 +53,9 @@ def model_shape(model: PreTrainedModel) -> dict[str, Any]:
 
 def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of fp32 weights that a call reads whole: not those of embeddings, unless the head is tied to them."""
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table = model.get_input_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers' own
+    assert isinstance(table.weight, Tensor)
     is_tied = head is not None and head.weight is table.weight
     total = sum(parameter.numel() for parameter in model.parameters())
     return 4 * (total if is_tied else total - int(table.weight.numel()))
@@ -77,7 +80,7 @@ def make_stack(model: PreTrainedModel, kind: str, size: int, n_layers: int) -> P
     for key in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
         if getattr(config, key, None) is not None:
             setattr(config, key, 0)
-    stack: PreTrainedModel = type(model)(config).eval()
+    stack: PreTrainedModel = type(model)(config).eval()  # type: ignore[no-untyped-call]
     full = read_structure(stack)
     layer = _only(full.layers[0], kind, size)
     return apply_structure(stack, Structure(full.layers_kept, (layer,) * n_layers))

@@ -334,7 +334,7 @@ def _round_factors(samples: Mapping[RowKey, Sequence[Sample]], name: str) -> dic
     """(call, round) -> mean log of how much slower than usual all of its rows were."""
     above: dict[tuple[str, int], list[float]] = {}
     for taken in samples.values():
-        usual = np.mean([math.log(getattr(one, name)) for one in taken])
+        usual = float(np.mean([math.log(getattr(one, name)) for one in taken]))
         for one in taken:
             above.setdefault((one.call, one.round), []).append(math.log(getattr(one, name)) - usual)
     return {key: float(np.mean(values)) for key, values in above.items()}
