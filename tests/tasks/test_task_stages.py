@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from task_data import LABELS, model_section, write_task_data
+from transformers import AutoModel, AutoTokenizer
 
 import compressor
 from compressor.checkpoints.store import Checkpoint
@@ -224,3 +226,16 @@ def test_a_head_of_classes_is_no_head_of_a_number(era_rows: EraRows, tiny_bert_d
     model = ModelSource(task="regression", path=str(tiny_bert_dir))
     with pytest.raises(UserError, match="tells 3 classes apart, and regression wants one number"):
         make_source(model, tmp_path / "out", made.context("model"))
+
+
+def test_minilm_encodes_as_a_plain_mean_of_its_tokens(cached: Callable[[str], Path]) -> None:
+    folder = cached("models/all-MiniLM-L6-v2")
+    texts = ["A man is eating food.", "The girl carries a baby, and outside of the house it rains.", "x"]
+    vectors = compressor.load(folder, threads=1).encode(texts)
+    tokenizer, body = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        tokens = body(**inputs).last_hidden_state
+    real = inputs["attention_mask"].unsqueeze(-1).float()
+    expected = torch.nn.functional.normalize((tokens * real).sum(1) / real.sum(1), dim=-1).numpy()
+    np.testing.assert_allclose((vectors * expected).sum(axis=1), 1, atol=1e-6)
