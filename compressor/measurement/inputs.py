@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class PreparedWorkload:
         padding_ratio: padded positions / all positions.
         input_bytes: UTF-8 bytes of text per pass; None where text was cut to length.
         output_tokens: lengths over which the cost of decoding is fitted; empty without a decode phase.
+        own_paths: the batches of candidates that number tokens otherwise.
     """
 
     workload: Workload
@@ -53,6 +54,7 @@ class PreparedWorkload:
     padding_ratio: float
     input_bytes: int | None
     output_tokens: tuple[int, ...]
+    own_paths: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

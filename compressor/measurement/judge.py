@@ -45,6 +45,7 @@ from compressor.measurement.quality import (
 from compressor.measurement.session import Session, find_meters, run_sessions
 from compressor.measurement.suite import CandidateSpec, Suite, suite_of
 from compressor.measurement.task_quality import judge_task
+from compressor.measurement.vocabularies import ROW_ANSWERS, Vocabulary, in_own_ids, vocabularies_of
 from compressor.measurement.workers import Job
 from compressor.schema.events import CandidateMeasured, Emit, Note
 from compressor.schema.report import Failure, Measurement, Quality, Report, StageCost
@@ -218,28 +219,16 @@ def _judge_quality(
     rows: Dataset = work.test.rows
     if evaluate.rows is not None:
         rows = rows.select(range(min(evaluate.rows, len(rows))))
-    tokenizer = _one_tokenizer(work.candidates, rows["text"][:16])
-    decode_path: PreparedRows | None = None
-    if suite.task.is_decoder:
-        cut = partial(
-            prepare_windows, rows, tokenizer, context=evaluate.context, stride=evaluate.stride, folder=work.folder
-        )
-        main = cut(n_tokens=None)
-        decode_path = cut(n_tokens=DECODE_PATH_TOKENS)
-    else:
-        main = prepare_encoder_rows(
-            rows,
-            tokenizer,
-            suite.task,
-            n_classes=len(_classes(work)),
-            batch=suite.workloads[0].batch,
-            max_tokens=suite.data.max_tokens,
-            seed=suite.seed,
-            folder=work.folder,
-        )
-    parts = [Answering(main, work.candidates)]
-    if decode_path is not None:
-        parts.append(Answering(decode_path, [spec for spec in work.candidates if _is_dynamic(spec)]))
+    parts: list[Answering] = []
+    asked: dict[str, tuple[PreparedRows, PreparedRows | None]] = {}
+    for number, vocabulary in enumerate(vocabularies_of(work.candidates)):
+        folder = work.folder / f"vocabulary-{number}"
+        folder.mkdir(exist_ok=True)
+        main, decode_path = _questions(work, rows, vocabulary, folder)
+        parts.append(Answering(main, vocabulary.candidates))
+        if decode_path is not None:
+            parts.append(Answering(decode_path, [spec for spec in vocabulary.candidates if _is_dynamic(spec)]))
+        asked |= {spec.id: (main, decode_path) for spec in vocabulary.candidates}
     answers, failures = collect_answers(
         parts,
         work.jobs,
@@ -248,10 +237,12 @@ def _judge_quality(
         workdir=work.folder,
         emit=work.emit,
     )
-    alive = tuple(spec for spec in work.candidates if (spec.id, main.kind) in answers)
+    alive = tuple(spec for spec in work.candidates if (spec.id, asked[spec.id][0].kind) in answers)
     quality = {}
     for spec in alive:
-        base = answers.get((work.baseline, main.kind)) if spec.id != work.baseline else None
+        main, decode_path = asked[spec.id]
+        is_paired = main is asked[work.baseline][0] or suite.task.kind in ROW_ANSWERS
+        base = answers.get((work.baseline, main.kind)) if spec.id != work.baseline and is_paired else None
         quality[spec.id] = _quality_rows(judged, work, main, decode_path, spec, answers, base)
         if suite.task.kind == "class" and main.labels is not None:
             logits = answers[spec.id, main.kind]["logits"]
@@ -261,6 +252,27 @@ def _judge_quality(
                 quality[spec.id], logits.argmax(axis=1), other, main.labels, names=names, against=work.baseline
             )
     return alive, quality, failures
+
+
+def _questions(
+    work: _Work, rows: Dataset, vocabulary: Vocabulary, folder: Path
+) -> tuple[PreparedRows, PreparedRows | None]:
+    """The test rows as one vocabulary reads them; for a language model also the part that goes through its cache."""
+    suite, evaluate = work.suite, work.suite.evaluate
+    tokenizer = _one_tokenizer(vocabulary.candidates, rows["text"][:16])
+    if suite.task.is_decoder:
+        cut = partial(prepare_windows, rows, tokenizer, context=evaluate.context, stride=evaluate.stride, folder=folder)
+        return cut(n_tokens=None), cut(n_tokens=DECODE_PATH_TOKENS)
+    return prepare_encoder_rows(
+        rows,
+        tokenizer,
+        suite.task,
+        n_classes=len(_classes(work)),
+        batch=suite.workloads[0].batch,
+        max_tokens=suite.data.max_tokens,
+        seed=suite.seed,
+        folder=folder,
+    ), None
 
 
 def _is_dynamic(spec: CandidateSpec) -> bool:
@@ -303,11 +315,18 @@ def _measure_costs(
     suite = work.suite
     if not alive:
         return [], []
-    tokenizer = load_tokenizer(alive[0].checkpoint.path)
+    baseline = next((spec for spec in alive if spec.id == work.baseline), alive[0])
+    tokenizer, vocabularies = load_tokenizer(baseline.checkpoint.path), vocabularies_of(alive)
+    reading = next(one for one in vocabularies if baseline in one.candidates)
     rows = work.test.rows
     planned = [
         (
-            prepare_workload(workload, rows, tokenizer, suite.task, suite.data.max_tokens, work.folder),
+            in_own_ids(
+                prepare_workload(workload, rows, tokenizer, suite.task, suite.data.max_tokens, work.folder),
+                vocabularies,
+                reading,
+                work.folder,
+            ),
             workload.threads or suite.threads,
             suite.runs_on(workload, alive, work.baseline),
         )

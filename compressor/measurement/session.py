@@ -255,7 +255,8 @@ class _Block:
         phase: Phase = "forward" if self.plan[0][0] == "forward" else "prefill"
         key = self.prepared.workload.id
         lengths = sorted({turn[1] for turn in self.plan[:2]})
-        worker.ask("load", key=key, path=str(self.prepared.path.resolve()), phase=phase, n_out=lengths[-1])
+        path = self.prepared.own_paths.get(id_, self.prepared.path)
+        worker.ask("load", key=key, path=str(path.resolve()), phase=phase, n_out=lengths[-1])
         for n_out in lengths:
             answer = worker.ask(
                 "warm_up",
