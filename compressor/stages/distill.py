@@ -60,7 +60,7 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
     _check_same_language(source, teacher, same_tokens=rows is None)
     with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
-        splits = open_splits(source, ctx, config.training, emit, is_taught=True)
+        splits = open_splits(source, ctx, config.training, stage=config.id, emit=emit, is_taught=True)
         student, structure = _student(config, source)
         taught = load_module(teacher)
         if rows is not None:

@@ -25,7 +25,7 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
     source = inputs.source
     with measure_cost(ctx.workdir, ctx.calibration) as meter, quiet_transformers():
         emit = meter.watching(ctx.emit)
-        splits = open_splits(source, ctx, config.training, emit)
+        splits = open_splits(source, ctx, config.training, stage=config.id, emit=emit)
         module = load_module(source)
         result = fit(
             with_head(module, source.path, ctx.task),

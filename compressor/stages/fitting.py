@@ -56,7 +56,7 @@ class Splits:
 
 
 def open_splits(
-    source: Checkpoint, ctx: StageContext, training: Training, emit: Emit, *, is_taught: bool = False
+    source: Checkpoint, ctx: StageContext, training: Training, *, stage: str, emit: Emit, is_taught: bool = False
 ) -> Splits:
     """Both splits; the training rows in as many variants as masking or augmentation gives them.
 
@@ -83,11 +83,11 @@ def open_splits(
         metric=COSINE_TO_TEACHER if needs_teacher else metric_of(ctx.task, source.content.labels),
         n_variants=n_variants,
     )
-    return splits if training.augment is None else _augmented(splits, training, tokenizer, ctx, emit)
+    return splits if training.augment is None else _augmented(splits, training, tokenizer, ctx, stage, emit)
 
 
 def _augmented(
-    splits: Splits, training: Training, tokenizer: PreTrainedTokenizerFast, ctx: StageContext, emit: Emit
+    splits: Splits, training: Training, tokenizer: PreTrainedTokenizerFast, ctx: StageContext, stage: str, emit: Emit
 ) -> Splits:
     augment = training.augment
     assert augment is not None
@@ -118,7 +118,7 @@ def _augmented(
             seed=ctx.seed,
             key=f"{filler.digest} {ctx.data.digests['train']}",
             folder=ctx.workdir / "augmented",
-            tell=lambda done, total: emit(Progress("augment", "replace words", done, total)),
+            tell=lambda done, total: emit(Progress(stage, "replace words", done, total)),
             device=ctx.target.device,
         )
     return replace(splits, train=rows, n_variants=1 + n_variants, augmented_by=filler.digest)
