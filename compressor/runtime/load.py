@@ -15,7 +15,7 @@ from compressor.checkpoints.hub import resolve
 from compressor.checkpoints.manifest import CERTIFICATE_NAME, MANIFEST_NAME, Variant
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.data.tokenize import Encoded, load_tokenizer
-from compressor.errors import CheckpointError, UnsupportedError, UserError
+from compressor.errors import UnsupportedError, UserError
 from compressor.runtime import predict
 from compressor.runtime.choose import choose_variant, files_of, plain_graph, task_of_architectures
 from compressor.runtime.encode import encode
@@ -89,7 +89,6 @@ def load(
         files = files_of(content, variant)
         if commit is not None:
             resolve(path, commit, only=[*files, CERTIFICATE_NAME])
-            _check_fetched(folder, files, name, commit)
         checkpoint = open_checkpoint(folder, only=files if commit is not None else None)
         runner = open_runner(checkpoint, variant.id, threads=threads, provider=PROVIDERS[device], settings=settings)
         task = TASKS[content.task]  # type: ignore[index]
@@ -110,17 +109,6 @@ def load(
     return _load_plain(
         folder, commit, precision=precision, runtime=runtime, threads=threads, device=device, settings=settings or {}
     )
-
-
-def _check_fetched(folder: Path, files: Sequence[str], name: str, commit: str) -> None:
-    """Offline, the client gives what it has of a snapshot without a word on what is not there."""
-    absent = [file for file in files if not (folder / file).is_file()]
-    if absent:
-        raise CheckpointError(
-            f"{absent[0]} of commit {commit[:12]} is not in the local cache, and the hub did not give it",
-            where=name,
-            hint="connect once (and unset HF_HUB_OFFLINE), or give the path of a local folder",
-        )
 
 
 def _load_plain(

@@ -139,7 +139,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted['organization']}/{wanted['name']}"
         if name in self.server.repositories:
-            self.refuse(409, "")
+            self.answer(409, json.dumps({"url": f"{self.server.url}/{name}"}).encode())
             return
         repository = self.server.repositories[name] = Repository(private=bool(wanted.get("private")))
         repository.add({".gitattributes": b""})

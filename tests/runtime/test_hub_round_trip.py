@@ -5,6 +5,7 @@ The client reads its address when it is imported, so each scene is a program; it
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -71,7 +72,8 @@ def scene(hub: Stand, tmp_path: Path) -> Any:
 
 
 PREAMBLE = """
-import json, sys
+import json, sys, time
+time.sleep = lambda _: None  # the client tries a busy hub again for half a minute
 import compressor
 from compressor.errors import CompressorError
 def told(go):
@@ -122,10 +124,12 @@ def test_push_and_load_in_a_round(scene: Any, hub: Stand, run_dir: Path, bert: C
     again = scene(LOAD, "org/model", "int8", "", TEXT, HF_HUB_OFFLINE="1")
     assert again["answer"] == loaded["answer"]
     absent = scene(LOAD, "org/model", "torch-fp32", "", TEXT, HF_HUB_OFFLINE="1")
-    assert absent.startswith("CheckpointError: org/model: model.safetensors of commit ")
-    assert "is not in the local cache, and the hub did not give it" in absent
+    assert absent.startswith(
+        f"CheckpointError: org/model@{pushed['commit']}: not in the local cache, and the hub cannot"
+    )
 
 
+@pytest.mark.slow
 def test_a_second_push_removes_what_no_longer_belongs(scene: Any, hub: Stand, run_dir: Path) -> None:
     hub.repositories["org/model"] = Repository()
     hub.repositories["org/model"].add({"compressor.json": b"{}", "onnx/model_old.onnx": b"x", ".gitattributes": b""})
@@ -134,6 +138,7 @@ def test_a_second_push_removes_what_no_longer_belongs(scene: Any, hub: Stand, ru
     assert "onnx/model_old.onnx" not in hub.repositories["org/model"].commits[pushed["commit"]]
 
 
+@pytest.mark.slow
 def test_pushes_that_are_refused(scene: Any, hub: Stand, run_dir: Path, bert: Checkpoint, tmp_path: Path) -> None:
     hub.repositories["org/theirs"] = Repository()
     hub.repositories["org/theirs"].add({"weights.bin": b"x", "a.txt": b""})
@@ -157,14 +162,21 @@ def test_pushes_that_are_refused(scene: Any, hub: Stand, run_dir: Path, bert: Ch
     )
 
 
-def test_a_broken_download_goes_on_where_it_stopped(scene: Any, hub: Stand, run_dir: Path) -> None:
-    scene(PUSH, run_dir, "org/model")
-    hub.break_after = 3000
-    loaded = scene(LOAD, "org/model", "int8", "", TEXT)
-    assert loaded["variant"] == "onnx-w8a8-dynamic"
-    assert hub.break_after is None and hub.ranges == ["bytes=3000-"], "the rest was asked for, not the whole"
+def test_a_broken_download_goes_on_where_it_stopped(scene: Any, hub: Stand) -> None:
+    hub.repositories["org/big"] = Repository()
+    data = bytes(range(256)) * 90_000  # 23 MB: the client keeps what it has in pieces of 10 MiB
+    hub.repositories["org/big"].add({"model.safetensors": data, "config.json": b"{}"})
+    hub.break_after = 15_000_000
+    program = """
+from compressor.checkpoints.files import sha256_file
+from compressor.checkpoints.hub import resolve
+print(json.dumps(sha256_file(resolve("org/big")[0] / "model.safetensors")))
+"""
+    assert scene(program) == hashlib.sha256(data).hexdigest()
+    assert hub.break_after is None and hub.ranges == ["bytes=10485760-"], "the rest was asked for, not the whole"
 
 
+@pytest.mark.slow
 def test_a_private_repository_needs_the_token(scene: Any, hub: Stand, run_dir: Path) -> None:
     scene(PUSH, run_dir, "org/model")
     hub.repositories["org/model"].private = True
@@ -184,6 +196,7 @@ def test_a_tampered_file_is_refused_whoever_serves_it(scene: Any, hub: Stand, ru
     assert "model_int8.onnx: corrupt or changed: its sha256 is not the manifest's" in refused
 
 
+@pytest.mark.slow
 def test_revisions_manifests_and_models_that_are_not_as_hoped(
     scene: Any, hub: Stand, run_dir: Path, tiny_bert_dir: Path
 ) -> None:
