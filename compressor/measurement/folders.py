@@ -22,21 +22,16 @@ from compressor.measurement.judge import judge_suite
 from compressor.measurement.profiles import PROFILES
 from compressor.measurement.quality import Metric
 from compressor.measurement.suite import CandidateSpec, Suite
+from compressor.runtime.choose import task_of_architectures
 from compressor.runtime.runners import require_torch
 from compressor.schema.events import Emit
 from compressor.schema.report import Report
 from compressor.spec.evaluation import Evaluate, Target, Workload
 from compressor.spec.sources import Data, DataSource
-from compressor.spec.tasks import TASKS, Task, TaskName
+from compressor.spec.tasks import TASKS, Task
 
 ROWS = Workload(id="rows", batch=8, from_data=True)
 """What is measured where no workload is given: rows of the data in file order, padded to the longest of their batch."""
-TASK_OF_ENDING: dict[str, TaskName] = {
-    "ForSequenceClassification": "sequence-classification",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-}
-"""How an architecture's name ends, in `config.json`."""
 
 
 def measure(
@@ -143,10 +138,11 @@ def open_any(path: str | Path, run_dir: Path, number: int) -> Checkpoint:
         (copy / MANIFEST_NAME).unlink()
     carry_files(folder, copy)
     labels = config.get("id2label") or {}
-    names = [str(labels[key]) for key in sorted(labels, key=int)]
+    task = task_of_architectures(config.get("architectures") or (), folder)
+    names = [str(labels[key]) for key in sorted(labels, key=int)] if task.has_classes else []
     return seal(
         copy,
-        task=_task_of(config, folder),
+        task=task.name,
         model_type=str(config.get("model_type")),
         architecture=str((config.get("architectures") or ["unknown"])[0]),
         labels=names or None,
@@ -165,17 +161,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"config.json is not JSON: {error}", where=str(folder)) from error
     return config
-
-
-def _task_of(config: Mapping[str, Any], folder: Path) -> TaskName:
-    names = config.get("architectures") or []
-    for ending, task in TASK_OF_ENDING.items():
-        if any(name.endswith(ending) for name in names):
-            return task
-    raise CheckpointError(
-        f"the architecture {', '.join(names) or 'is not named and'} serves none of: {', '.join(TASKS)}",
-        where=str(folder / "config.json"),
-    )
 
 
 def _torch_variant(folder: Path) -> list[Variant]:
