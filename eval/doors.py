@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,9 @@ TEXTS = ("A joy from start to end.", "Two hours of my life that I will never get
 PROMPTS = ("The state of the union is", "Fellow citizens, I congratulate you on the", "We must")
 QUERY = "Is this film any good?"
 NEW_TOKENS = 12
+TOOLS = ("fastembed", "onnxruntime-openvino", "openvino", "optimum", "transformersjs")
 LAID_OUT_ONLY = ("tei", "triton", "sentence-transformers")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 Arrays = dict[str, Any]
 
 
@@ -94,7 +97,7 @@ class Workshop:
         """Run a tool's own script in its environment; what it answered, and its version."""
         out = self.scratch / f"{tool}-answers.{'json' if script.endswith('.mjs') else 'npz'}"
         command = [*peers.command(tool, script), json.dumps({**job, "out": str(out)})]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
         if done.returncode:
             raise RuntimeError(f"{tool} could not open it: {done.stderr[-1500:]}")
         if out.suffix == ".json":
@@ -117,6 +120,11 @@ def encoder_doors(shop: Workshop, precisions: Sequence[str]) -> Iterator[Opened]
         assert model.variant is not None
         logits = model.logits(list(TEXTS))
         yield _openvino(shop, model, precision)
+        job = {"checkpoint": str(shop.checkpoint), "precision": precision, "texts": TEXTS}
+        found, version = shop.open_in("onnxruntime-openvino", "open.py", job)
+        yield _row(
+            shop, "compressor.load(device='openvino')", version, model, model.variant.path, logits, found["logits"]
+        )
         folder = shop.laid_out("sentence-transformers", precision)
         job = {"folder": str(folder), "class": "ORTModelForSequenceClassification", "file": model.variant.path}
         job |= {"side": "right", "texts": TEXTS, "new_tokens": 0}
@@ -287,9 +295,9 @@ def main() -> None:
     parser.add_argument("--precision", action="append", help="fp32 and int8 where absent")
     parser.add_argument("--out", type=Path, default=ROOT / "eval" / "results" / "doors")
     options = parser.parse_args()
-    missing = [tool for tool in peers.tools() if not peers.is_built(tool)]
+    missing = [tool for tool in TOOLS if not peers.is_built(tool)]
     if missing:
-        sys.exit(f"no environment for {', '.join(missing)}: python eval/peers/environments.py")
+        sys.exit(f"no environment for {', '.join(missing)}: python eval/peers/environments.py {' '.join(missing)}")
     rows: list[Opened] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, open_all in (("encoder", encoder_doors), ("decoder", decoder_doors), ("embedder", embedder_doors)):

@@ -45,7 +45,7 @@ def choose_variant(
         where: folder or repository, for the errors.
         precision: `fp32`, `fp16`, `int8`, `int4`, a scheme, or a variant's id.
         runtime: `torch` or `onnxruntime`.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `openvino`.
         is_there: whether a package can be imported; asked of Python where absent.
         saturates: whether this processor saturates; asked of the system where absent.
 
@@ -59,7 +59,7 @@ def choose_variant(
     runnable = [one for one in fits if one.runtime != "torch" or is_there("torch")]
     if not runnable:
         raise MissingPackageError("torch", extra="torch", needed_for=f"the variant {fits[-1].id!r}")
-    placed = [one for one in runnable if device == "cpu" or one.scheme not in INTEGER]
+    placed = [one for one in runnable if device != "cuda" or one.scheme not in INTEGER]
     if not placed:
         raise UnsupportedError(
             f"{runnable[-1].id} computes in integers, which ONNX Runtime does on the CPU only",

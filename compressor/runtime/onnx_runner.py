@@ -61,7 +61,9 @@ def open_session(path: Path, *, threads: int, provider: str, settings: Mapping[s
         )
     if not path.is_file():
         raise CheckpointError("no such ONNX file", where=str(path))
-    providers = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+    providers: list[Any] = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+    if provider == "OpenVINOExecutionProvider":  # its threads are its own
+        providers[0] = (provider, {"device_type": "CPU", "num_of_threads": str(threads)})
     try:
         session = ort.InferenceSession(str(path), session_options(threads, settings), providers=providers)
     except ort_errors.NotImplemented as error:
