@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from compressor.checkpoints.store import Checkpoint
 from compressor.checkpoints.vocabulary import KEPT_TOKENS, KeptTokens, kept_tokens_of
+from compressor.cli.checkpoints import export
 from compressor.data.splits import StageData
 from compressor.data.tokenize import load_tokenizer
 from compressor.errors import DataError, StageError, UnsupportedError, UserError
@@ -79,15 +80,21 @@ def test_a_budget_can_be_searched_among_uniform_shapes(bert: Shelf, tmp_path: Pa
     assert len(widths) == 1 and widths < {8, 16, 24, 32, 40, 48, 56}
 
 
-def test_a_layout_per_layer_says_so_and_can_be_padded_to_stock(bert: Shelf, tmp_path: Path) -> None:
+def test_a_layout_per_layer_says_so_and_can_be_padded_to_stock(
+    bert: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pruned = prune(bert, tmp_path, keep={"ffn_sublayers": 0.5, "heads": 0.5})
     config = json.loads((pruned.path / "config.json").read_text())
     without = [number for number, layer in config["per_layer_config"].items() if layer.get("skip") == ["mlp"]]
     assert len(without) == 2 and all(config["per_layer_config"][number]["intermediate_size"] == 0 for number in without)
     with pytest.raises(RuntimeError, match="is a per-layer attribute and may vary across layers"):
         AutoModelForSequenceClassification.from_pretrained(pruned.path)
-    before, after = write_stock(pruned, tmp_path / "stock")
-    assert before < after
+    with pytest.raises(UserError, match="writes stock Hugging Face folders only\n  -> add --stock"):
+        export(pruned.path, out=tmp_path / "stock")
+    export(pruned.path, out=tmp_path / "stock", stock=True)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "of them zeros that stock shapes need); opens with plain from_pretrained" in told
+    assert not (tmp_path / "stock" / "compressor.json").exists()
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "stock")
     torch.testing.assert_close(logits(stock), logits(load_module(pruned)), rtol=1e-4, atol=1e-5)
     load_tokenizer(tmp_path / "stock")
