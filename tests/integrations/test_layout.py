@@ -207,8 +207,12 @@ def test_doors_really_open_an_encoder(doors: ModuleType, encoder: Checkpoint, tm
     shop = doors.Workshop("encoder", encoder.path, tmp_path)
     rows = list(doors.encoder_doors(shop, ("fp32", "int8")))
     assert [row.door for row in rows][:5] == [
-        "OpenVINO", "compressor.load(device='openvino')", "Optimum ORTModelForSequenceClassification", "Transformers.js", "fastembed",
-    ]  # fmt: skip
+        "OpenVINO",
+        "compressor.load(device='openvino')",
+        "Optimum ORTModelForSequenceClassification",
+        "Transformers.js",
+        "fastembed",
+    ]
     assert len(rows) == 10 and all(row.opened for row in rows)
     assert max(row.difference for row in rows[:5]) < 1e-5
     assert max(row.difference for row in rows[5:]) < 0.1  # sums of 8-bit products differ from runtime to runtime
