@@ -131,6 +131,20 @@ class DistillLosses(Part):
         return {name: piece for name, piece in self if name != "labels" and piece is not None}
 
 
+class OnPolicy(Part):
+    """The student writes, and the teacher judges what it wrote (GKD), by TRL's trainer: `pip install
+    'joule-compressor[trl]'`. For language models; brings its own loss, and keeps the last state."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of batches that the student continues itself; the others keep the text's own second half."""
+    new_tokens: PositiveInt = 64
+    """The longest continuation."""
+    temperature: PositiveFloat = 0.9
+    """Of the sampling."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of the generalised Jensen-Shannon divergence: 0 is forward KL, 1 reverse KL."""
+
+
 PresetName = Literal[
     "logits", "distilbert", "tinybert", "tinybert_prediction", "minilm", "minilmv2", "pkd", "embedding",
     "reverse_kl", "jsd", "skew",

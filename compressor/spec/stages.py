@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 
 from compressor.spec.base import Fraction, Part, PositiveFloat, PositiveInt, Slug, Weight
 from compressor.spec.budgets import PruneBudget, Search
-from compressor.spec.distillation import PRESETS, DistillLosses, PresetName, StudentSource, as_tuples, with_preset
+from compressor.spec.distillation import (
+    PRESETS,
+    DistillLosses,
+    OnPolicy,
+    PresetName,
+    StudentSource,
+    as_tuples,
+    with_preset,
+)
 
 Kind = Literal["torch", "onnx"]
 
@@ -99,6 +107,8 @@ class Distill(StageBase):
     preset: PresetName | None = None
     """A paper's combination of losses; what `losses` says comes on top, and the sum of both is on record."""
     losses: DistillLosses = DistillLosses()
+    on_policy: OnPolicy | None = None
+    """In place of `losses`: learn from what the student itself writes."""
     training: Training = Training()
     cache_limit_gb: PositiveFloat = 10.0
     """Teacher outputs beyond the logits are cached on disk up to here, and computed live above it."""
@@ -118,6 +128,8 @@ class Distill(StageBase):
     def _one_start(self) -> Distill:
         if self.student is not None and self.from_ is not None:
             raise ValueError("the student comes from `from` or from `student`: give one of them")
+        if self.on_policy is not None and (self.preset is not None or self.losses != DistillLosses()):
+            raise ValueError("`on_policy` brings its own loss: leave `preset` and `losses` out")
         return self
 
     @model_validator(mode="after")

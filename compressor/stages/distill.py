@@ -17,12 +17,14 @@ from transformers import PreTrainedModel
 
 from compressor.checkpoints.files import digest_json
 from compressor.checkpoints.store import Checkpoint
-from compressor.errors import UserError
+from compressor.data.tokenize import load_tokenizer
+from compressor.errors import UnsupportedError, UserError
 from compressor.methods.structure import Structure
 from compressor.methods.surgery import drop_layers, hidden_width, layers_of
 from compressor.methods.vocabulary import trim_embeddings
 from compressor.runtime.torch_models import load_module, quiet_transformers, with_head
 from compressor.schema.events import Emit, Note
+from compressor.spec.distillation import OnPolicy
 from compressor.spec.stages import Distill
 from compressor.stages.context import DistillInput, StageContext
 from compressor.stages.cost import measure_cost
@@ -43,7 +45,7 @@ from compressor.training.objective import (
 )
 from compressor.training.processes import cpu_s_of_others, first_one_first
 from compressor.training.teacher import Teacher, TopK, ask_teacher
-from compressor.training.train import batches_of, n_drawn
+from compressor.training.train import TrainResult, batches_of, n_drawn
 
 
 def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
@@ -65,7 +67,7 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
         taught = load_module(teacher)
         if rows is not None:
             trim_embeddings(taught, rows)  # its logits are then those of the tokens that the student kept
-        terms = terms_of(config.losses, student, taught, ctx.task)
+        terms = terms_of(config.losses, student, taught, ctx.task) if config.on_policy is None else ()
         pupil, master = (
             with_head(module, place.path, ctx.task) for module, place in ((student, source), (taught, teacher))
         )
@@ -76,19 +78,22 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
         torch.manual_seed(ctx.seed)
         projections = make_projections(terms, hidden_width(student), hidden_width(taught))
         add_projections(pupil, projections)
-        with Inside(pupil, places_of(terms, "student")) as inside:
-            loss = distillation_loss(
-                _teacher(config, teacher, master, splits, terms, rows, ctx, emit),
-                inside=inside,
-                terms=terms,
-                label_weight=config.losses.labels,
-                kind=ctx.task.kind,
-                projections=projections,
-            )
-            result = fit(
-                pupil, splits=splits, loss=loss, training=config.training, stage=config.id, ctx=ctx, emit=emit,
-                keep="best" if _sees_what_is_learned(config, emit) else "last",
-            )  # fmt: skip
+        if config.on_policy is not None:
+            result = _on_policy(config, config.on_policy, student, taught, splits, source, ctx, emit)
+        else:
+            with Inside(pupil, places_of(terms, "student")) as inside:
+                loss = distillation_loss(
+                    _teacher(config, teacher, master, splits, terms, rows, ctx, emit),
+                    inside=inside,
+                    terms=terms,
+                    label_weight=config.losses.labels,
+                    kind=ctx.task.kind,
+                    projections=projections,
+                )
+                result = fit(
+                    pupil, splits=splits, loss=loss, training=config.training, stage=config.id, ctx=ctx, emit=emit,
+                    keep="best" if _sees_what_is_learned(config, emit) else "last",
+                )  # fmt: skip
         remove_projections(pupil)
         meter.add(cpu_s_of_others())
     made = Made(
@@ -107,6 +112,27 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
         )  # fmt: skip
 
     return sealed_by_the_first(seal, out_dir)
+
+
+def _on_policy(
+    config: Distill, on_policy: OnPolicy, student: PreTrainedModel, taught: PreTrainedModel, splits: Splits,
+    source: Checkpoint, ctx: StageContext, emit: Emit,
+) -> TrainResult:  # fmt: skip
+    from compressor.training.on_policy import train_on_policy  # TRL is optional
+
+    if not ctx.task.is_decoder:
+        raise UnsupportedError(
+            f"a {ctx.task.name} model writes nothing that a teacher could judge",
+            where=f"stages.{config.id}.on_policy",
+            hint="leave it out: on-policy distillation is for causal-lm",
+        )
+    return train_on_policy(
+        student, taught, train_rows=splits.train, validation_rows=splits.validation,
+        tokenizer=load_tokenizer(source.path), share=on_policy.share, new_tokens=on_policy.new_tokens,
+        temperature=on_policy.temperature, beta=on_policy.beta, metric=splits.metric,
+        settings=train_settings(config.training, ctx), pad_id=splits.pad_id, stage=config.id, emit=emit,
+        workdir=ctx.workdir,
+    )  # fmt: skip
 
 
 def _student(config: Distill, source: Checkpoint) -> tuple[PreTrainedModel, dict[str, Any] | None]:

@@ -153,7 +153,7 @@ def train(
         best_step=state.best_global_step if settings.keep == "best" else state.global_step,
         resumed_at=resumed_at,
         precision=settings.precision,
-        history=_curve(state.log_history),
+        history=curve_of(state.log_history),
     )
 
 
@@ -205,13 +205,12 @@ def _arguments(
     if settings.evaluate_every_steps is not None:
         interval = {"strategy": "steps", "steps": settings.evaluate_every_steps}
     n_warmup = math.ceil(settings.warmup_ratio * total)
-    schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     return TrainingArguments(
         output_dir=str(workdir / "trainer"),
         num_train_epochs=settings.epochs,
         max_steps=total,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=schedule,
+        lr_scheduler_type=schedule_of(settings),
         warmup_steps=n_warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -246,6 +245,11 @@ def _arguments(
         log_level="error",
         report_to="none",
     )
+
+
+def schedule_of(settings: TrainSettings) -> str:
+    """The schedule as Trainer calls it."""
+    return "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
 
 
 @contextmanager
@@ -294,7 +298,7 @@ def _require_finite(model: nn.Module, learning_rate: float) -> None:
             )
 
 
-def _curve(log_history: Sequence[dict[str, Any]]) -> tuple[dict[str, float], ...]:
+def curve_of(log_history: Sequence[dict[str, Any]]) -> tuple[dict[str, float], ...]:
     """The logged points without what depends on the clock, and without figures that are no numbers."""
     kept = []
     for entry in log_history:
