@@ -53,9 +53,19 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def fit_of(study: dict[str, Any]) -> dict[str, Any]:
-    fits: dict[str, dict[str, Any]] = study["table"]["fits"]
-    return next(iter(fits.values()))
+def table_line(study: dict[str, Any]) -> str:
+    """Whether the table adds up."""
+    table = study["table"]
+    n_rows, threads = len(table["rows"]), table["threads"]
+    begin = f"Cost table: {n_rows} rows at {threads} thread{'s' if threads > 1 else ''}"
+    if not table["fits"]:
+        return f"{begin}; its sums were not checked on whole models."
+    fit = next(iter(table["fits"].values()))
+    slopes = ", ".join(f"{name} {slope:.2f}" for name, slope in fit["slopes"].items())
+    return (
+        f"{begin}; sums over it predict {fit['n_models']} random whole models left out of the fit in turn with a mean "
+        f"error of {fit['mape']:.1%} and Kendall's tau {fit['kendall_tau']:.2f} (slopes: {slopes})."
+    )
 
 
 def rows_of(study: dict[str, Any]) -> list[str]:
@@ -92,13 +102,7 @@ def page(record: dict[str, Any]) -> str:
     for name, study in record["studies"].items():
         lines += [f"## {NAMES[name]}", ""]
         if "table" in study:
-            fit = fit_of(study)
-            lines += [
-                f"Cost table: {len(study['table']['rows'])} rows; sums over it predict {fit['n_models']} random whole "
-                f"models left out of the fit in turn with a mean error of {fit['mape']:.1%} and Kendall's tau "
-                f"{fit['kendall_tau']:.2f} (slopes {', '.join(f'{k} {v:.2f}' for k, v in fit['slopes'].items())}).",
-                "",
-            ]
+            lines += [table_line(study), ""]
         if "quality" in study:
             lines += [*rows_of(study), ""]
         if "refined" in study:
@@ -122,7 +126,8 @@ def page(record: dict[str, Any]) -> str:
             "",
             f"`{run['command']}`",
             "",
-            f"- {run['wall_s']:.0f} s from start to finished folder on 2 cores; no labels",
+            f"- {run['wall_s']:.0f} s by the clock and {run['cpu_s']:.0f} CPU-seconds from start to finished folder, on 2 "
+            "cores that others used too; no labels",
             f"- cosine to the dense sentence embedding {run['cosine']:.4f} ± {run['cosine_half_ci95']:.4f} on "
             f"{run['n_texts']} unseen sentences",
             f"- asked 0.6x; predicted {predicted:.3f}; measured {final['ratio']:.3f} on the finished file; the dense "
