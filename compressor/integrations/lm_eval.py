@@ -71,7 +71,12 @@ class CompressorLM(TemplateLM):  # type: ignore[misc]  # the harness has no type
         self.tokenizer = self.model.tokenizer
         self.batch_size = 1 if batch_size == "auto" else int(batch_size)
         self.max_length = max_length or _positions(self.model)
-        self.tokenizer_name = pretrained.replace("/", "__")
+        self._name = pretrained.replace("/", "__")
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness puts into its cache's keys."""
+        return self._name
 
     @property
     def eot_token_id(self) -> int:
