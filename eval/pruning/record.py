@@ -126,8 +126,8 @@ def page(record: dict[str, Any]) -> str:
             "",
             f"`{run['command']}`",
             "",
-            f"- {run['wall_s']:.0f} s by the clock and {run['cpu_s']:.0f} CPU-seconds from start to finished folder, on "
-            "2 cores that others used too; no labels",
+            f"- {run['wall_s']:.0f} s by the clock and {run['cpu_s']:.0f} CPU-seconds from start to finished folder, "
+            "on 2 cores that others used too; no labels",
             f"- cosine to the dense sentence embedding {run['cosine']:.4f} ± {run['cosine_half_ci95']:.4f} on "
             f"{run['n_texts']} unseen sentences",
             f"- asked 0.6x; predicted {predicted:.3f}; measured {final['ratio']:.3f} on the finished file; the dense "

@@ -243,7 +243,7 @@ def test_points_are_few_aligned_and_reach_the_end() -> None:
     assert points(0, 1, 3) == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_table_is_measured_once_and_serves_whole_models(
     precision: str, tiny_decoder: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
