@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def _merges(model: dict[str, Any], tokens: set[str]) -> set[tuple[str, str]]:
     for token in tokens:
         parts = list(token)
         while len(parts) > 1:
-            rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(zip(parts, parts[1:])))  # noqa: B905
+            rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts)))
             if rank == len(ranks):
                 break  # taken whole (`ignore_merges`) or a special token
             found.add((parts[at], parts[at + 1]))

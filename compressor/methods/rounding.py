@@ -117,7 +117,7 @@ def _not_zero(scale: Tensor) -> Tensor:
 
 
 def find_grid(weight: Tensor, *, bits: int, block_size: int) -> BlockGrid | None:
-    """The grid that rounded weights lie on already, (K, N), so that storing them loses nothing; None where there is none.
+    """The grid that rounded weights lie on already, (K, N), so that storing them loses nothing; None where none is.
 
     Whoever rounded them made the largest weight of a block some whole number of steps; the coarsest step that all
     weights of the block are multiples of is taken.
