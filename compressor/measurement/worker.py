@@ -74,6 +74,7 @@ def claim_stdout() -> TextIO:
 
 
 def reply(replies: TextIO, answer: Order) -> None:
+    """Answer an order: one line of JSON."""
     replies.write(json.dumps(answer) + "\n")
     replies.flush()
 
