@@ -32,7 +32,8 @@ def trim_embeddings(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedMo
     Raises:
         CheckpointError: ids out of order, or beyond the table.
     """
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()  # one of the many classes that hold a table
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers' own
     table: nn.Parameter = embeddings.weight
     if list(kept) != sorted(set(kept)) or not kept or not 0 <= kept[0] <= kept[-1] < len(table):
         raise CheckpointError(

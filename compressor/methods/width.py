@@ -101,7 +101,7 @@ def _norms(model: PreTrainedModel) -> dict[str, nn.Module]:
         for name, module in model.base_model.named_modules(prefix=_prefix(model))
         if "norm" in type(module).__name__.lower()
         and isinstance(getattr(module, "weight", None), Tensor)
-        and module.weight.shape == (width,)  # type: ignore[union-attr]
+        and module.weight.shape == (width,)
     }
 
 

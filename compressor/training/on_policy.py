@@ -77,7 +77,7 @@ def train_on_policy(
         callbacks=[_Telling(emit, stage)],
     )  # fmt: skip
     trainer.train()
-    student.eval()
+    student.eval()  # type: ignore[no-untyped-call]  # transformers' own
     after = evaluate(student, validation_rows, metric=metric, pad_id=pad_id) if validation_rows else None
     return TrainResult(
         n_steps=trainer.state.global_step,

@@ -181,9 +181,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(
         return (value * float("nan") if calls == 6 else value), parts, answer
 
     settings = TrainSettings(**{**vars(SETTINGS), "save_every_steps": 2})
-    with pytest.raises(
-        StageError, match=r"(?s)nan in training step 6 .*the state of step 4 is kept in .*-4"
-    ):
+    with pytest.raises(StageError, match=r"(?s)nan in training step 6 .*the state of step 4 is kept in .*-4"):
         fit(tiny_bert, era, tmp_path, settings, loss=loss)
     kept = load_file(tmp_path / "trainer" / "checkpoint-4" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())

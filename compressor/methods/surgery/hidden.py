@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -123,18 +124,19 @@ def _state_sizes(module: nn.Module, after: int, before: int) -> None:
     elif hasattr(module, "weight") and isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif type(module).__name__ == "Conv1D":
-        module.nx, module.nf = module.weight.shape  # type: ignore[union-attr,assignment,misc]
+        module.nx, module.nf = module.weight.shape  # type: ignore[assignment,misc]
     if getattr(module, "hidden_size", None) == before:
         module.hidden_size = after  # type: ignore[assignment]
 
 
 def _keep_embedding_scale(model: PreTrainedModel, adapter: Adapter, before: int, after: int) -> None:
     """Move sqrt(before / after) from Gemma's factor, which a loader takes from the new width, into the weights."""
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()  # of a class that Gemma alone has
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     ratio = (before / after) ** 0.5
     embeddings.weight.mul_(ratio)
     embeddings.scalar_embed_scale = after**0.5
     embeddings.embed_scale.fill_(after**0.5)
     if isinstance(head, nn.Linear) and head.weight is embeddings.weight:
         norm = model.base_model.get_submodule(adapter.final_norm)
-        norm.weight.add_(1.0).div_(ratio).sub_(1.0)  # type: ignore[operator,union-attr]  # Gemma's norms multiply by 1 + w
+        norm.weight.add_(1.0).div_(ratio).sub_(1.0)  # type: ignore[operator]  # Gemma's norms multiply by 1 + w
