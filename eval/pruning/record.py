@@ -88,13 +88,22 @@ def rows_of(study: dict[str, Any]) -> list[str]:
     return lines
 
 
+def same_choice(study: dict[str, Any]) -> list[str]:
+    """Said where the two searches ended at one structure: then their cost made no difference."""
+    rows = study["quality"]
+    pairs = [(name, name.replace("measured", "macs")) for name in ("measured", "measured + swaps") if name in rows]
+    if pairs and all(rows[one]["sizes"] == rows[other]["sizes"] for one, other in pairs if other in rows):
+        return ["The search on MACs chose the very same structures as the search on measured costs here.", ""]
+    return []
+
+
 def page(record: dict[str, Any]) -> str:
     env = record["environment"]
     lines = [
         "# Pruning to a measured budget",
         "",
         f"{env['cpu_family'] or env['cpu']}, {env['processors']} processors"
-        + (f", guest of {env['hypervisor']}" if env["hypervisor"] else "")
+        + (", a virtual machine" if env["hypervisor"] else "")
         + f", onnxruntime {env['versions'].get('onnxruntime')}, torch {env['versions'].get('torch')}. CPU-seconds are "
         "measured; this machine has no meter, so joules are not claimed.",
         "",
@@ -104,7 +113,7 @@ def page(record: dict[str, Any]) -> str:
         if "table" in study:
             lines += [table_line(study), ""]
         if "quality" in study:
-            lines += [*rows_of(study), ""]
+            lines += [*rows_of(study), "", *same_choice(study)]
         if "refined" in study:
             for method, refined in study["refined"].items():
                 lines.append(
@@ -119,6 +128,9 @@ def page(record: dict[str, Any]) -> str:
                 f"perplexity from {found['before']:.2f} to {found['after']:.2f}; dense {found['dense']:.2f}.",
                 "",
             ]
+    missing = [NAMES[name] for name in NAMES if "quality" not in record["studies"].get(name, {})]
+    if missing:
+        lines += ["Not measured yet: " + "; ".join(missing) + ".", ""]
     for kind, run in record["fast_path"].items():
         final, predicted = run["final"], run["choice"]["predicted_cost_ratio"]
         lines += [
