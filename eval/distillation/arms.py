@@ -229,7 +229,8 @@ def main() -> None:
         for student, arm, seed in left[: arguments.at_most]:
             run_arm(student, arm, seed)
         print(f"{max(0, len(left) - arguments.at_most)} arms left", flush=True)
-    arms_report.write(read())
+    every = [f"{one.task}/{one.name}/{arm}/{seed}" for one in STUDENTS for arm in one.arms for seed in (0, 1, 2)]
+    arms_report.write(read(), every)
 
 
 def read() -> dict[str, Any]:

@@ -34,8 +34,12 @@ Reproduce: `python eval/fetch.py minilm movies`, `python eval/distillation/perio
 """
 
 
-def write(results: Mapping[str, Any]) -> None:
-    """Write the report for what is there, and name what is not."""
+def write(results: Mapping[str, Any], expected: Sequence[str]) -> None:
+    """Write the report for what is there, and name what is not.
+
+    Args:
+        expected: names of all arms, `task/student/arm/seed`.
+    """
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for entry in sorted(results["arms"].values(), key=lambda entry: entry["seed"]):
         groups[entry["task"], entry["student"]][entry["arm"]].append(entry)
@@ -49,6 +53,14 @@ def write(results: Mapping[str, Any]) -> None:
         parts.append(f"## {task}, {student}\n\n" + _table(arms))
     if DECLARED in groups:
         parts.append("## The declared test\n\n" + _declared(groups[DECLARED]))
+    missing: dict[str, list[str]] = defaultdict(list)
+    for name in expected:
+        if name not in results["arms"]:
+            arm, seed = name.rsplit("/", 1)
+            missing[arm].append(seed)
+    if missing:
+        listed = "\n".join(f"- {arm}: seeds {', '.join(seeds)}" for arm, seeds in missing.items())
+        parts.append(f"## Not run yet\n\n{listed}\n")
     REPORT.write_text("\n".join(parts))
 
 
