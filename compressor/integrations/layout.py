@@ -21,6 +21,7 @@ import onnxruntime as ort
 from compressor.checkpoints.files import write_whole
 from compressor.checkpoints.manifest import CERTIFICATE_NAME, MANIFEST_NAME, Variant
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
+from compressor.data.tokenize import load_tokenizer
 from compressor.errors import CheckpointError, StageError, UnsupportedError, UserError
 from compressor.runtime.doors import DOORS, DoorName, graphs_for, js_dtype
 from compressor.runtime.onnx_runner import open_session
@@ -213,6 +214,12 @@ def _carry(checkpoint: Checkpoint, root: Path) -> None:
         is_weight = name.startswith("onnx/") or any(name.startswith(path) for path in graphs)
         if not is_weight and name not in (MANIFEST_NAME, CERTIFICATE_NAME, "README.md", "tuning.json"):
             _copy(checkpoint.path / name, root / name)
+    tokenizer = root / "tokenizer_config.json"
+    if _read(tokenizer).get("tokenizer_class") == "TokenizersBackend":
+        # transformers 5's name for a tokenizer.json without a class of its own; version 4 knows only the older one,
+        # and gives it other inputs unless they are named.
+        names = load_tokenizer(checkpoint.path).model_input_names
+        _set(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": names})
 
 
 def _check_whole(checkpoint: Checkpoint, variant: Variant) -> None:

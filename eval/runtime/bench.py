@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from compressor.energy import identify_cpu
+from compressor.measurement.guard import Load, load_between, read_cpu_times
 from compressor.measurement.statistics import paired_ratio
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,12 +105,18 @@ def block(model: str, shape: str, *, rounds: int, window_s: float, n_out: int, o
             crew[worker.id] = worker
         rng = np.random.default_rng(SEED)
         turns: dict[str, list[dict[str, Any]]] = {id_: [] for id_ in crew}
+        loads: list[Load] = []
         for _ in range(rounds):
             for id_ in rng.permutation(sorted(crew)):
                 worker = crew[str(id_)]
                 worker.resume()
                 worker.ask({**order, "window_s": 0.05, "n_out": 1 if decoder else None})  # clocks and caches back
-                turns[worker.id].append(worker.ask(order))
+                before = read_cpu_times()
+                turn = worker.ask(order)
+                if before is not None and (after := read_cpu_times()) is not None:
+                    used = sum(phase["cpu_s"] for phase in turn.values())
+                    loads.append(load_between(before, after, measured_cpu_s=used))
+                turns[worker.id].append(turn)
                 worker.pause()
         for worker in crew.values():
             worker.resume()
@@ -125,6 +132,7 @@ def block(model: str, shape: str, *, rounds: int, window_s: float, n_out: int, o
         "window_s": window_s,
         "output_tokens": n_out if decoder else None,
         "cpu": identify_cpu().name,
+        "other_share": median(load.other_share for load in loads) if loads else None,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": time.time() - began,
         "candidates": {id_: crew[id_].about for id_ in crew},
@@ -155,14 +163,14 @@ def rows_of(phase: str, turns: dict[str, list[dict[str, Any]]]) -> Iterator[dict
         yield row
 
 
-def quality(model: str, only: Sequence[str]) -> None:
+def quality(model: str, only: Sequence[str], threads: int) -> None:
     """Accuracy on all test rows, or perplexity one token at a time through the cache; adds to its record."""
     path = RESULTS / f"benchmarks-quality-{model}.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     decoder = model == "decoder"
     for entry in candidates(model, only):
         out = INPUTS / f"{model}-{entry['id']}-answers.npz"
-        worker = Worker(entry, decoder=decoder, batch=1, log=INPUTS / f"{model}-{entry['id']}.log", threads=THREADS)
+        worker = Worker(entry, decoder=decoder, batch=1, log=INPUTS / f"{model}-{entry['id']}.log", threads=threads)
         worker.ask({"do": "load", "path": str(INPUTS / f"{model}-quality.npz")})
         worker.ask({"do": "score" if decoder else "answer", "out": str(out)})
         worker.close()
@@ -191,13 +199,14 @@ def main() -> None:
     timed.add_argument("--window-s", type=float, default=0.6)
     timed.add_argument("--output-tokens", type=int, default=16)
     judged = commands.add_parser("quality")
+    judged.add_argument("--threads", type=int, default=THREADS)
     for command in (timed, judged):
         command.add_argument("--model", choices=("encoder", "decoder"), required=True)
         command.add_argument("--only", action="append", default=[], metavar="CANDIDATE")
     commands.add_parser("report")
     options = parser.parse_args()
     if options.command == "quality":
-        quality(options.model, options.only)
+        quality(options.model, options.only, options.threads)
     elif options.command == "report":
         from report import write_report
 

@@ -51,15 +51,18 @@ def read(path: Path) -> Record:
 def section(model: str, records: dict[str, Record], quality: Record) -> list[str]:
     first = next(iter(records.values()))
     name = "MiniLM-L6 classifier (movie sentences)" if model == "encoder" else "SmolLM2-135M-Instruct, dequantised Q4_1"
-    lines = [f"## {name}", "", f"{first['cpu']}, {first['threads']} threads.", ""]
+    shares = ", ".join(f"{shape} {100 * record['other_share']:.0f} %" for shape, record in records.items())
+    lines = [f"## {name}", "", f"{first['cpu']}, {first['threads']} threads. Others used of the machine: {shares}.", ""]
     measure = "accuracy" if model == "encoder" else "perplexity through the decode path"
     lines += [
         f"| candidate | runtime | {measure} | to torch eager | session load | peak memory |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for id_, about in first["candidates"].items():
+    everybody = {id_: about for record in records.values() for id_, about in record["candidates"].items()}
+    for id_, about in everybody.items():
         value, against = quality_cells(model, id_, quality)
-        memory = max(record["candidates"][id_]["peak_memory_bytes"] for record in records.values())
+        here = [record["candidates"][id_] for record in records.values() if id_ in record["candidates"]]
+        memory = max(one["peak_memory_bytes"] for one in here)
         lines.append(
             f"| {id_} | {about['version']} | {value} | {against} | {about['load_s']:.2f} s | {memory / 1e6:.0f} MB |"
         )
@@ -71,14 +74,14 @@ def section(model: str, records: dict[str, Record], quality: Record) -> list[str
             f"| candidate | {' | '.join(shape.replace('x', ' x ') for shape in records)} |",
             f"| --- |{' ---: |' * len(records)}",
         ]
-        for id_ in first["candidates"]:
+        for id_ in everybody:
             lines.append(f"| {id_} | {' | '.join(cost_cell(record, id_, phase) for record in records.values())} |")
         lines += ["", "Median milliseconds of one call (wall):", ""]
         lines += [
             f"| candidate | {' | '.join(shape.replace('x', ' x ') for shape in records)} |",
             f"| --- |{' ---: |' * len(records)}",
         ]
-        for id_ in first["candidates"]:
+        for id_ in everybody:
             cells = [
                 f"{1e3 * row['latency_s']:.1f}" if (row := row_of(record, id_, phase)) else "-"
                 for record in records.values()

@@ -27,10 +27,13 @@ class OpenVinoModel:
             model.reshape({port.get_any_name(): shape for port, shape in shapes.items()})
             apply_make_stateful_transformation(model, past)
         settings = {"INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY"}
+        if "precision" in job["settings"]:
+            settings["INFERENCE_PRECISION_HINT"] = job["settings"]["precision"]
         compiled = core.compile_model(model, "CPU", settings)
         self.request = compiled.create_infer_request()
         self.inputs = {name for port in compiled.inputs for name in port.get_names()}
-        self.version = f"openvino {openvino.get_version().split('-')[0]}"
+        computes_in = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.version = f"openvino {openvino.get_version().split('-')[0]}, {computes_in} between"
         self.n_past = 0
 
     def forward(self, inputs: Arrays) -> Any:

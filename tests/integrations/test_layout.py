@@ -85,6 +85,14 @@ def test_configs_say_what_the_runtime_reads(encoder: Checkpoint, tmp_path: Path)
     assert json.loads((tmp_path / "fe" / "tokenizer_config.json").read_text())["model_max_length"] == 128
 
 
+def test_tokenizers_open_in_transformers_4_too(decoder: Checkpoint, tmp_path: Path) -> None:
+    """Version 5 writes a class name that version 4, which Optimum's ONNX classes need, does not know."""
+    lay_out(decoder.path, "transformersjs", tmp_path / "js")
+    assert json.loads((tmp_path / "js" / "tokenizer_config.json").read_text())["tokenizer_class"] in (
+        "PreTrainedTokenizerFast", "LlamaTokenizerFast", "GPT2TokenizerFast",
+    )  # fmt: skip
+
+
 def test_triton_s_config_names_every_tensor_and_the_tuned_threads(encoder: Checkpoint, tmp_path: Path) -> None:
     content = encoder.content
     variants = [variant.model_copy(update={"settings": {"threads": 3}}) for variant in content.variants]
