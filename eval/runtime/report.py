@@ -150,7 +150,8 @@ def encoder_marks(records: dict[str, Record], quality: Record) -> list[Record]:
             level = _is_level(quality, id_, best)
             text = (
                 f"encoder {shape}: {id_} at {ratio.value:.3f}x{bounds} of the cheapest other, {best}; "
-                f"accuracy {'no worse' if level else 'shown to be worse'}; at most 0.95x was asked"
+                f"accuracy {'not ' if level else ''}shown to be worse ({points(quality, id_)} against "
+                f"{points(quality, best)}); at most 0.95x was asked"
             )
             found.append(
                 {
@@ -179,6 +180,10 @@ def encoder_marks(records: dict[str, Record], quality: Record) -> list[Record]:
         }
     )
     return found
+
+
+def points(quality: Record, id_: str) -> str:
+    return f"{100 * quality[id_]['accuracy']:.1f} %" if id_ in quality else "unknown"
 
 
 def _is_level(quality: Record, id_: str, other: str) -> bool:
