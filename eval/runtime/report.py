@@ -183,7 +183,7 @@ def encoder_marks(records: dict[str, Record], quality: Record) -> list[Record]:
 
 
 def points(quality: Record, id_: str) -> str:
-    return f"{100 * quality[id_]['accuracy']:.1f} %" if id_ in quality else "unknown"
+    return f"{100 * bits(quality[id_]['right']).mean():.1f} %" if id_ in quality else "unknown"
 
 
 def _is_level(quality: Record, id_: str, other: str) -> bool:
