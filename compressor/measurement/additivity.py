@@ -17,7 +17,13 @@ from scipy.stats import kendalltau
 from compressor.checkpoints.files import digest_json
 from compressor.errors import StageError
 from compressor.measurement.cost_rows import Timer
-from compressor.measurement.cost_table import CallShape, Costs, CostTable, Fit, Precision
+from compressor.measurement.cost_table import (
+    CallShape,
+    Costs,
+    CostTable,
+    Fit,
+    Precision,
+)
 from compressor.measurement.graph_rounds import mixed, opened, run_rounds
 from compressor.methods.structure import ATTENTION, FFN
 from compressor.methods.surgery import read_structure

@@ -24,8 +24,8 @@ from compressor.measurement.cost_table import (
     open_table,
     table_path,
     tables_folder,
-    this_device,
 )
+from compressor.measurement.device import this_device
 from compressor.measurement.graph_rounds import Graph
 from compressor.measurement.session import find_meters
 from compressor.measurement.whole_models import AgainstDense, Comparison

@@ -14,7 +14,16 @@ from compressor import energy
 from compressor.checkpoints.files import digest_json
 from compressor.graphs.files import file_bytes
 from compressor.measurement.cost_graphs import STACK_VOCAB, graph_for, sliced, weight_bytes, write_graph
-from compressor.measurement.cost_table import EMPTY, FRAME, CallShape, CostTable, Device, Precision, RowName, Turn
+from compressor.measurement.cost_table import (
+    EMPTY,
+    FRAME,
+    CallShape,
+    CostTable,
+    Precision,
+    RowName,
+    Turn,
+)
+from compressor.measurement.device import Device
 from compressor.measurement.graph_rounds import Clock, Graph, opened, run_rounds
 from compressor.methods.structure import ATTENTION, FFN
 from compressor.methods.surgery import read_structure

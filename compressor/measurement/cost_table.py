@@ -12,18 +12,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import onnxruntime
 
 from compressor.checkpoints.files import canonical_json, digest_json
-from compressor.energy import identify_cpu
 from compressor.errors import CheckpointError, UserError
+from compressor.measurement.device import Device
 from compressor.measurement.statistics import mean_interval
 from compressor.methods.structure import ATTENTION, FFN
 
@@ -65,25 +63,6 @@ class CallShape:
     def key(self) -> str:
         """What makes it a row of its own: neither the weight nor what is padding changes the call."""
         return f"b{self.batch}-t{self.n_new}-p{self.n_past}"
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a table holds for: the machine, and how a session uses it."""
-
-    cpu: str
-    family: str | None
-    n_cpus: int
-    cache_bytes: int | None
-    machine: str
-    threads: int
-    provider: str
-    onnxruntime: str
-
-    def differences(self, other: Device) -> list[str]:
-        """Where another device differs, in words."""
-        mine, others = asdict(self), asdict(other)
-        return [f"{name} {others[name]} there, {mine[name]} here" for name in mine if mine[name] != others[name]]
 
 
 @dataclass(frozen=True)
@@ -412,31 +391,6 @@ def _cut_to(path: Path, lines: Sequence[str]) -> None:
 
 def _fit_of(value: dict[str, Any]) -> Fit:
     return Fit(**{**value, "predicted": tuple(value["predicted"]), "measured": tuple(value["measured"])})
-
-
-def this_device(*, threads: int, provider: str) -> Device:
-    """The machine as it is now, used with so many threads."""
-    cpu = identify_cpu()
-    return Device(
-        cpu=cpu.name,
-        family=cpu.family,
-        n_cpus=os.cpu_count() or 1,
-        cache_bytes=last_level_cache_bytes(),
-        machine=platform.machine(),
-        threads=threads,
-        provider=provider,
-        onnxruntime=onnxruntime.__version__,
-    )
-
-
-def last_level_cache_bytes(root: Path = Path("/")) -> int | None:
-    """Size of the largest processor cache; None where the system does not tell."""
-    sizes = []
-    for file in root.glob("sys/devices/system/cpu/cpu0/cache/index*/size"):
-        text = file.read_text().strip()
-        unit = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
-        sizes.append(int(text.rstrip("KMG")) * unit)
-    return max(sizes, default=None)
 
 
 def tables_folder() -> Path:

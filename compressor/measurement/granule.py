@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.checkpoints.files import digest_json, write_whole
 from compressor.graphs.files import save_onnx
-from compressor.measurement.cost_table import CallShape, Device
+from compressor.measurement.cost_table import CallShape
+from compressor.measurement.device import Device
 from compressor.measurement.graph_rounds import Clock, Graph, opened, run_rounds
 
 COARSE = 64

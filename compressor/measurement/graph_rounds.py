@@ -17,7 +17,8 @@ import numpy as np
 
 from compressor import energy
 from compressor.errors import EnergyError
-from compressor.measurement.cost_table import CallShape, Device, Turn
+from compressor.measurement.cost_table import CallShape, Turn
+from compressor.measurement.device import Device
 from compressor.measurement.workers import GraphJob, WorkerProcess
 
 

@@ -98,11 +98,8 @@ def prune_folder(
     emit, out = on_event or (lambda event: None), Path(out)
     if out.exists():
         raise UserError("this folder is there already", where=str(out), hint="name another with --out")
-    if budget.joules_per_token is not None and not accept_estimates and not find_meters():
-        raise UserError(
-            "a budget in joules, but no meter here can measure them, and an estimated ratio is the ratio of CPU time",
-            hint="set the budget on cpu_s_per_token, or accept estimates: --accept-estimates",
-        )
+    if not accept_estimates:
+        _check_measurable(budget)
     from compressor.runtime.torch_models import read_config, task_of  # brings torch
 
     folder, _ = resolve(model)
@@ -164,11 +161,20 @@ def prune_folder(
     return Pruned(checkpoint, pruned.record.realised["structure"], choice, final, tolerance)
 
 
+def _check_measurable(budget: PruneBudget) -> None:
+    if budget.joules_per_token is not None and not find_meters():
+        raise UserError(
+            "a budget in joules, but no meter here can measure them, and an estimated ratio is the ratio of CPU time",
+            hint="set the budget on cpu_s_per_token, or accept estimates: --accept-estimates",
+        )
+
+
 def _device_granule(target: Target, budget: PruneBudget) -> int:
     """What the device's kernels want; 64, which suits all that we know, where nothing is measured anyway."""
     if not budget.is_measured:
         return 64
-    from compressor.measurement.cost_table import tables_folder, this_device
+    from compressor.measurement.cost_table import tables_folder
+    from compressor.measurement.device import this_device
     from compressor.measurement.granule import device_granule
     from compressor.runtime.runners import n_cores
 

@@ -38,7 +38,8 @@ from compressor.errors import UserError
 from compressor.measurement.additivity import N_MODELS, random_structures
 from compressor.measurement.cost_basis import CostBasis, WholeModels, measure_costs
 from compressor.measurement.cost_rows import Timer, wanted_rows
-from compressor.measurement.cost_table import CallShape, this_device
+from compressor.measurement.cost_table import CallShape
+from compressor.measurement.device import this_device
 from compressor.methods.choosing import (
     Choice,
     Cost,

@@ -23,16 +23,14 @@ from compressor.measurement.cost_table import (
     CallShape,
     Costs,
     CostTable,
-    Device,
     Fit,
     Turn,
-    last_level_cache_bytes,
     open_table,
     read_table,
     table_path,
     tables_folder,
-    this_device,
 )
+from compressor.measurement.device import Device, last_level_cache_bytes, this_device
 from compressor.measurement.granule import device_granule, granule_of
 from compressor.methods.surgery import read_structure
 from compressor.spec.evaluation import Workload
