@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 from compressor.errors import CompressorError, UserError
@@ -20,7 +21,7 @@ class Shipped:
 
     Attributes:
         name: what `compressor init` calls it.
-        about: the first line of its comment.
+        about: the first sentence of its comment.
     """
 
     name: str
@@ -75,11 +76,9 @@ def pinned_versions(file: Path | None = None) -> dict[str, str]:
 
 
 def _about(path: Path) -> str:
-    """The first comment line that is meant for people."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.removeprefix("#").strip()
-        if not line.startswith("#"):
-            break
-        if text and not text.startswith("yaml-language-server"):
-            return text
-    return ""
+    """The first sentence of the comment that is meant for people."""
+    lines = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    words = dropwhile(lambda line: not line or line.startswith("yaml-language-server"), lines)
+    paragraph = " ".join(takewhile(bool, words))
+    sentence, stop, _ = paragraph.partition(". ")
+    return sentence + stop.strip()

@@ -98,8 +98,7 @@ def prune_folder(
     emit, out = on_event or (lambda event: None), Path(out)
     if out.exists():
         raise UserError("this folder is there already", where=str(out), hint="name another with --out")
-    if not accept_estimates:
-        _check_measurable(budget)
+    _check_measurable(budget, accept_estimates=accept_estimates)
     from compressor.runtime.torch_models import read_config, task_of  # brings torch
 
     folder, _ = resolve(model)
@@ -161,8 +160,8 @@ def prune_folder(
     return Pruned(checkpoint, pruned.record.realised["structure"], choice, final, tolerance)
 
 
-def _check_measurable(budget: PruneBudget) -> None:
-    if budget.joules_per_token is not None and not find_meters():
+def _check_measurable(budget: PruneBudget, *, accept_estimates: bool) -> None:
+    if budget.joules_per_token is not None and not accept_estimates and not find_meters():
         raise UserError(
             "a budget in joules, but no meter here can measure them, and an estimated ratio is the ratio of CPU time",
             hint="set the budget on cpu_s_per_token, or accept estimates: --accept-estimates",

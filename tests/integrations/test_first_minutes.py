@@ -98,7 +98,7 @@ def test_copying_never_overwrites_and_says_where_it_cannot(tmp_path: Path) -> No
         copy_pipeline("smoke", tmp_path)
     with pytest.raises(UserError, match="no such folder\n  -> mkdir -p"):
         copy_pipeline("smoke", tmp_path / "a" / "b.yaml")
-    with pytest.raises(UserError, match="there is no shipped pipeline 'smok'\n  -> one of: gpt2-sotu"):
+    with pytest.raises(UserError, match="there is no shipped pipeline 'smok'\n  -> one of: bert-base-mnli-distilbert"):
         copy_pipeline("smok", tmp_path)
 
 

@@ -162,6 +162,7 @@ def test_judging_holds_the_sessions_it_measures(monkeypatch: pytest.MonkeyPatch)
     work: Any = SimpleNamespace(
         suite=suite, test=SimpleNamespace(rows=[]), jobs={}, baseline="teacher", folder=Path("x"), emit=None
     )
-    alive: Any = [SimpleNamespace(checkpoint=SimpleNamespace(path=Path("x")))]
+    content = SimpleNamespace(files={})
+    alive: Any = [SimpleNamespace(id="teacher", checkpoint=SimpleNamespace(path=Path("x"), content=content))]
     (found,), _ = judging._measure_costs(work, alive, [PACKAGE])
     assert isinstance(found.runs["teacher"].turns["forward"][0][0].energy, energy.InvalidEnergy)

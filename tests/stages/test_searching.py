@@ -86,7 +86,7 @@ def test_predicted_and_measured_cost_are_both_in_the_record(
     assert choice["predicted_cost_ratio"] > 0 and choice["measured_cost_ratio"] == choice["measured"]["ratio"]
     assert choice["measured"]["aa_bound"] >= 0 and choice["tolerance"] >= 0.02
     assert 2 <= len(choice["attempts"]) <= 4  # the choice (corrected once), the refined one, trimmed at most once
-    assert choice["loss"] > 0 and choice["swaps_tried"] == 3
+    assert choice["loss"] > -1e-6 and choice["swaps_tried"] == 3  # a divergence, which rounding may put below 0
     assert choice["cost_table"] == basis_of(stage).digest()
     missed = [event.text for event in events if isinstance(event, Note)]
     assert bool(missed) != choice["is_kept"]
@@ -114,13 +114,11 @@ def test_a_budget_below_what_cannot_be_pruned_names_the_least(
     assert not (tmp_path / "out").exists()
 
 
-def test_too_little_calibration_says_how_much_is_needed(
-    bert: Shelf, basis_of: Callable[[Prune], CostBasis], tmp_path: Path
-) -> None:
-    stage = config({"cpu_s_per_token": "0.6x"})
+def test_too_little_calibration_says_how_much_is_needed(bert: Shelf, tmp_path: Path) -> None:
+    stage = config({"macs": 0.6})  # counted, so that the choice is the same on any machine
     assert bert.data.calibration is not None
     few = replace(bert.data, calibration=bert.data.calibration.select(range(2)))
-    ctx = replace(make_context(bert.task, few, tmp_path / "work"), costs=basis_of(stage))
+    ctx = make_context(bert.task, few, tmp_path / "work")
     with pytest.raises(DataError, match=r"\d+ calibration tokens are too few to refit \d+ columns: \d+ are needed"):
         prune(stage, SourceInput(bert.get("finetune")), tmp_path / "out", ctx)
 
