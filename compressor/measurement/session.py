@@ -101,18 +101,32 @@ def check_energy_is_measurable(pipeline: Pipeline, *, require: Literal["measured
     if require == "measured":
         energy.choose_sources(require="measured")
     goals = [i for i, goal in enumerate(pipeline.goals) if goal.metric == "j_per_token"]
-    if goals and pipeline.energy.accept != "estimated" and not find_meters():
-        raise UserError(
-            "a goal in joules, but no meter here can measure them, and an estimated ratio is the ratio of CPU time",
-            where=f"goals.{goals[0]}.metric",
-            hint="set the goal on cpu_s_per_token, or accept estimates: --set energy.accept=estimated",
-        )
     budgets = [stage.id for stage in pipeline.stages if isinstance(stage, Prune) and _in_joules(stage)]
-    if budgets and pipeline.energy.accept != "estimated" and not find_meters():
+    if pipeline.energy.accept == "estimated":
+        return
+    if goals:
+        require_meter("goal", where=f"goals.{goals[0]}.metric", accept="--set energy.accept=estimated")
+    if budgets:
+        where = f"stages.{budgets[0]}.budget.joules_per_token"
+        require_meter("budget", where=where, accept="--set energy.accept=estimated")
+
+
+def require_meter(what: str, *, where: str | None = None, accept: str) -> None:
+    """Refuse to hold anything in joules that no meter here can measure.
+
+    Args:
+        what: `goal` or `budget`.
+        where: its key in the pipeline.
+        accept: what a user adds to hold it on estimates all the same.
+
+    Raises:
+        UserError: there is no meter.
+    """
+    if not find_meters():
         raise UserError(
-            "a budget in joules, but no meter here can measure them, and an estimated ratio is the ratio of CPU time",
-            where=f"stages.{budgets[0]}.budget.joules_per_token",
-            hint="set the budget on cpu_s_per_token, or accept estimates: --set energy.accept=estimated",
+            f"a {what} in joules, but no meter here can measure them, and an estimated ratio is the ratio of CPU time",
+            where=where,
+            hint=f"set the {what} on cpu_s_per_token, or accept estimates: {accept}",
         )
 
 

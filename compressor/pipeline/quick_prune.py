@@ -20,7 +20,7 @@ from compressor.checkpoints.store import Checkpoint
 from compressor.data.rows import load_rows, rows_digest
 from compressor.data.splits import StageData
 from compressor.errors import UnsupportedError, UserError
-from compressor.measurement.session import find_meters
+from compressor.measurement.session import require_meter
 from compressor.measurement.whole_models import Comparison
 from compressor.pipeline.layout import partial_folder, publish
 from compressor.schema.events import Emit, Note, StageFinished, StageStarted
@@ -98,7 +98,8 @@ def prune_folder(
     emit, out = on_event or (lambda event: None), Path(out)
     if out.exists():
         raise UserError("this folder is there already", where=str(out), hint="name another with --out")
-    _check_measurable(budget, accept_estimates=accept_estimates)
+    if budget.joules_per_token is not None and not accept_estimates:
+        require_meter("budget", accept="--accept-estimates")
     from compressor.runtime.torch_models import read_config, task_of  # brings torch
 
     folder, _ = resolve(model)
@@ -142,9 +143,8 @@ def prune_folder(
             )  # fmt: skip
             pruned = line.stage(settings, source, workdir / "pruned", costs=basis)
             ships_int8 = settings.search is not None and settings.search.precision == "int8"
-            exported = line.stage(
-                Export(id="onnx", stage="export"), pruned, workdir / "onnx" if ships_int8 else out_dir
-            )
+            onnx_dir = workdir / "onnx" if ships_int8 else out_dir
+            exported = line.stage(Export(id="onnx", stage="export"), pruned, onnx_dir)
             if ships_int8:
                 exported = line.stage(Quantize(id="int8", stage="quantize", scheme="w8a8-dynamic"), exported, out_dir)
             final, choice = None, pruned.record.realised["choice"]
@@ -158,14 +158,6 @@ def prune_folder(
             shutil.rmtree(workdir, ignore_errors=True)
     tolerance = None if final is None else max(settings.search.tolerance if settings.search else 0.02, final.aa_bound)
     return Pruned(checkpoint, pruned.record.realised["structure"], choice, final, tolerance)
-
-
-def _check_measurable(budget: PruneBudget, *, accept_estimates: bool) -> None:
-    if budget.joules_per_token is not None and not accept_estimates and not find_meters():
-        raise UserError(
-            "a budget in joules, but no meter here can measure them, and an estimated ratio is the ratio of CPU time",
-            hint="set the budget on cpu_s_per_token, or accept estimates: --accept-estimates",
-        )
 
 
 def _device_granule(target: Target, budget: PruneBudget) -> int:
