@@ -144,12 +144,16 @@ def test_a_resumed_training_ends_in_the_same_weights(
     assert [point.get("loss") for point in result.history] == [point.get("loss") for point in straight.history]
 
 
+def without_dropout(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
 def test_gradient_accumulation_is_the_mean_over_the_larger_batch(
     tiny_bert: PreTrainedModel, era: Rows, tmp_path: Path
 ) -> None:
-    for module in tiny_bert.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    without_dropout(tiny_bert)
     twin = copy.deepcopy(tiny_bert)
     whole = TrainSettings(epochs=1, learning_rate=1e-3, batch_size=8, seed=0, max_steps=3)
     halves = TrainSettings(**{**vars(whole), "batch_size": 4, "gradient_accumulation": 2})
@@ -299,9 +303,7 @@ def test_checkpointed_gradients_train_to_the_same_weights(
 def test_a_compiled_training_ends_where_the_plain_one_does(
     tiny_bert: PreTrainedModel, era: Rows, tmp_path: Path
 ) -> None:
-    for module in tiny_bert.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    without_dropout(tiny_bert)
     twin = copy.deepcopy(tiny_bert)
     short = TrainSettings(epochs=1, learning_rate=1e-3, batch_size=8, seed=0, max_steps=3)
     first = fit(tiny_bert, era, tmp_path / "a", short, validated=False)
