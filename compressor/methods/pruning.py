@@ -21,7 +21,6 @@ from compressor.methods.calibration import (
     Batch,
     LayerCall,
     MomentSums,
-    Trace,
     evaluating,
     mask_gradients,
     output_paths,
@@ -55,6 +54,8 @@ from compressor.methods.units import (
 
 Recovery = Literal["ridge", "bias", "scales", "none"]
 Kept = float | Sequence[int] | None
+TOKENS_PER_COLUMN = 8
+"""Calibration tokens that a ridge needs for each column that it solves for; fewer overfit."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def prune_model(
     ffn_granule: int = 64,
     damping: float = 1e-2,
     block: int = 64,
-    tokens_per_column: int = 8,
+    tokens_per_column: int = TOKENS_PER_COLUMN,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[PreTrainedModel, Structure]:
     """Prune heads and FFN neurons in place, layer by layer, and refit what is left.
@@ -122,7 +123,7 @@ def prune_model(
     method = _Method(importance, recovery, damping, block)
     trace = trace_layers(model, batches)
     if recovery in ("ridge", "scales"):
-        _require_tokens(trace, model, before, counts, tokens_per_column)
+        require_tokens(trace.n_tokens, _widest_refit(model, before, counts), tokens_per_column)
     gradients = mask_gradients(model, batches) if importance in GRADIENT_BASED else None
     adapter, states, layers = adapter_for(model), _States(list(trace.hidden), list(trace.hidden)), []
     with evaluating(model):
@@ -187,20 +188,27 @@ def _require_removal(structure: Structure, counts: list[dict[str, int]]) -> None
         )
 
 
-def _require_tokens(
-    trace: Trace, model: PreTrainedModel, structure: Structure, counts: list[dict[str, int]], per_column: int
-) -> None:
-    """Refuse calibration data that a ridge would overfit."""
+def _widest_refit(model: PreTrainedModel, structure: Structure, counts: list[dict[str, int]]) -> int:
+    """Columns of the largest of the solves."""
     adapter, widest = adapter_for(model), 0
     for layer, described, kept in zip(layers_of(model), structure.layers, counts, strict=True):
         for kind, count in kept.items():
             widest = max(widest, count * unit_columns(layer, described, kind, adapter).shape[1])
-    needed = per_column * widest
-    if trace.n_tokens < needed:
+    return widest
+
+
+def require_tokens(n_tokens: int, n_columns: int, per_column: int = TOKENS_PER_COLUMN) -> None:
+    """Refuse calibration data that a ridge over so many columns would overfit.
+
+    Raises:
+        DataError: too few tokens; how many are needed is said.
+    """
+    needed = per_column * n_columns
+    if n_tokens < needed:
         raise DataError(
-            f"{trace.n_tokens} calibration tokens are too few to refit {widest} columns: {needed} are needed "
+            f"{n_tokens} calibration tokens are too few to refit {n_columns} columns: {needed} are needed "
             f"({per_column} for each)",
-            hint=f"give about {needed / max(1, trace.n_tokens):.1f} times as much text, such as by a larger "
+            hint=f"give about {needed / max(1, n_tokens):.1f} times as much text, such as by a larger "
             "data.calibration_rows",
         )
 

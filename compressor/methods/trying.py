@@ -126,6 +126,19 @@ class Trial:
                 )
         self._solved: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
 
+    @property
+    def widest_refit(self) -> int:
+        """Columns of the largest solve that any option asks for; 0 where nothing is solved."""
+        if self.recovery not in ("ridge", "scales"):
+            return 0
+        refitted = (
+            count * place.columns.shape[1]
+            for place in self.places
+            for count in place.counts
+            if count < n_units(place.described, place.kind)
+        )
+        return max(refitted, default=0)
+
     def loss_of_one(self, place: Place, kept: Sequence[int], precision: Precision = "fp32") -> float:
         """The model's loss with this sublayer alone replaced. Places are best asked for in order."""
         if len(kept) == n_units(place.described, place.kind) and precision == "fp32":

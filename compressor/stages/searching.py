@@ -31,7 +31,7 @@ from compressor.methods.choosing import (
     score_trial,
 )
 from compressor.methods.judging import Score
-from compressor.methods.pruning import Recovery
+from compressor.methods.pruning import Recovery, require_tokens
 from compressor.methods.refining import refine, refit_to_budget
 from compressor.methods.trying import Precision, Trial
 from compressor.methods.uniform import Fits, choose_uniform
@@ -106,6 +106,8 @@ def search(
         model, fitting, score_batches=judged, score=request.score, importance=request.importance,
         recovery=request.recovery, levels=_levels(request.search.levels), ffn_granule=request.granule,
     )  # fmt: skip
+    # refused before an hour of scores that would rest on overfitted weights, not after it
+    require_tokens(_n_tokens(batches), trial.widest_refit)
     scores = score_trial(
         trial,
         precisions=(precision,),
@@ -311,7 +313,7 @@ def _limit(
         return _Limit(name, limit, cost, costs.fixed(quantity), costs.dense(sizes, quantity))
     if name == "macs":
         n_rows = sum(len(batch["input_ids"]) for batch in batches)
-        n_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        n_tokens = _n_tokens(batches)
         cost = macs_cost(model, n_tokens=max(1, round(n_tokens / n_rows)))
     else:
         cost = parameter_cost(model)
@@ -344,3 +346,7 @@ def split_batches(batches: Sequence[Batch], n_score_rows: int) -> tuple[list[Bat
 
 def _levels(n_levels: int) -> tuple[float, ...]:
     return tuple(step / (n_levels - 1) for step in range(n_levels))
+
+
+def _n_tokens(batches: Sequence[Batch]) -> int:
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)
