@@ -47,20 +47,20 @@ def check_additivity(
     timer: Timer,
     calls: Sequence[CallShape],
     precision: Precision,
+    structures: Sequence[Sizes],
     *,
-    granule: int,
-    n_models: int = N_MODELS,
-    seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fit:
-    """The fit of this mix: from the table's file, or made now on random whole models.
+    """The fit of this mix: from the table's file, or made now on whole models.
+
+    Args:
+        structures: of the whole models; those that `random_structures` draws.
 
     Raises:
         StageError: sums over the table do not predict whole models; the figures are named.
     """
     name = fit_name(calls, precision)
     if name not in table.fits:
-        structures = random_structures(timer, n_models, granule, seed)
         costs = Costs(table, tuple(calls), precision)
         parts = np.array([_parts(costs, sizes) for sizes in structures])  # (n, 2): attention, FFN
         measured = np.array(_measure(table, timer, calls, precision, structures, on_progress))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from compressor import energy
 from compressor.checkpoints.files import digest_json
 from compressor.errors import UserError
-from compressor.measurement.additivity import check_additivity, fit_name
+from compressor.measurement.additivity import N_MODELS, check_additivity, fit_name, random_structures
 from compressor.measurement.cost_graphs import model_shape
-from compressor.measurement.cost_rows import Effort, Timer, fill_table, wanted_rows
+from compressor.measurement.cost_rows import Effort, Timer, fill_table, missing_rows, wanted_rows
 from compressor.measurement.cost_table import (
     CallShape,
     Costs,
@@ -27,6 +27,7 @@ from compressor.measurement.cost_table import (
 )
 from compressor.measurement.device import this_device
 from compressor.measurement.graph_rounds import Graph
+from compressor.measurement.graph_writer import Order, write_ahead
 from compressor.measurement.session import find_meters
 from compressor.measurement.whole_models import AgainstDense, Comparison
 
@@ -90,27 +91,42 @@ def measure_costs(
     file = path if path is not None else table_path(tables_folder(), device, shape)
     table = open_table(file, device, shape, accept_other_device=accept_other_device)
     timer = Timer(model, is_decoder, tuple(outputs), effort or Effort(), find_meters(), calibration, graphs=graphs)
-    is_ours = table.device == device
-    if is_ours:
-        precisions: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", precision]
-        rows = wanted_rows(model, precisions, granule)
-        fill_table(table, timer, rows, calls, on_progress=lambda done, total: on_progress("cost table", done, total))
-    elif check and fit_name(calls, precision) not in table.fits:
+    is_ours, fit = table.device == device, None
+    if not is_ours and check and fit_name(calls, precision) not in table.fits:
         raise UserError(
             "the cost table was not checked on whole models for these workloads, and its device is not here",
             where=str(file),
             hint="use it with the workloads that it was measured for, or measure one here",
         )
-    fit = None
-    if check:
-        fit = check_additivity(
-            table,
-            timer,
-            calls,
-            precision,
-            granule=granule,
-            on_progress=lambda done, total: on_progress("cost table: whole models", done, total),
+    with ExitStack() as stack:
+        kept = graphs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cost-graphs-")))
+        writer = replace(timer, graphs=kept)
+        precisions: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", precision]
+        rows = wanted_rows(model, precisions, granule) if is_ours else []
+        wholes = random_structures(timer, N_MODELS, granule, seed=0) if check else []
+        write_ahead(
+            Order(
+                writer,
+                device,
+                tuple(missing_rows(table, rows, calls, timer.effort.rounds)),
+                () if fit_name(calls, precision) in table.fits else tuple(wholes),
+                precision,
+            ),
+            on_progress=lambda done, total: on_progress("cost table: graphs", done, total),
         )
+        if is_ours:
+            fill_table(
+                table, writer, rows, calls, on_progress=lambda done, total: on_progress("cost table", done, total)
+            )
+        if check:
+            fit = check_additivity(
+                table,
+                writer,
+                calls,
+                precision,
+                wholes,
+                on_progress=lambda done, total: on_progress("cost table: whole models", done, total),
+            )
     return CostBasis(Costs(table, tuple(calls), precision, fit), timer)
 
 

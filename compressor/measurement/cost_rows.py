@@ -62,6 +62,11 @@ class Timer:
     quantisation: Mapping[str, Any] | None = None
     graphs: Path | None = None
 
+    @property
+    def n_layers(self) -> int:
+        """Of the model."""
+        return len(read_structure(self.model).layers)
+
     def clock(self, device: Device, window_s: float) -> Clock:
         """How turns are taken on a device."""
         return Clock(device, window_s, self.meters, self.calibration)
@@ -79,24 +84,27 @@ class Timer:
         """Export, fuse and quantise a module of this model's class, unless its graph is kept already."""
         path = (self.graphs or folder) / f"{name}.onnx"
         if self.graphs is None or not path.exists():
-            write_graph(
-                make(),
-                path,
-                is_decoder=self.is_decoder,
-                outputs=self.outputs,
-                precision=precision,
-                quantisation=self.quantisation,
-                sweep_bytes=sweep_bytes,
-            )
+            with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as partial:
+                write_graph(
+                    make(),
+                    Path(partial) / path.name,
+                    is_decoder=self.is_decoder,
+                    outputs=self.outputs,
+                    precision=precision,
+                    quantisation=self.quantisation,
+                    sweep_bytes=sweep_bytes,
+                )
+                for made in sorted(Path(partial).iterdir(), key=lambda file: file.name == path.name):
+                    made.replace(path.parent / made.name)  # the graph last, after the weights that it names
         return Graph(path.stem, path, vocab_size)
 
-    def write_row(self, row: RowName, device: Device, n_layers: int, folder: Path) -> tuple[Graph, int]:
+    def write_row(self, row: RowName, device: Device, folder: Path) -> tuple[Graph, int]:
         """The graph of a row, and how many sublayers it holds."""
         kind, size, precision = row
         # the whole model without sublayers is called as real ones are
         sweep_bytes = 0 if kind == EMPTY else self.sweep_bytes(device)
         # beside a sweep more sublayers are needed to be seen
-        n_sublayers = min(4 if self.sweep_bytes(device) else 2, n_layers)
+        n_sublayers = min(4 if self.sweep_bytes(device) else 2, self.n_layers)
         vocab_size = int(self.model.config.vocab_size) if kind == EMPTY else STACK_VOCAB
         graph = self.write(
             lambda: graph_for(self.model, kind, size, n_sublayers),
@@ -154,6 +162,11 @@ def points(most: int, granule: int, n_points: int) -> list[int]:
     return sorted(rounded | {most})
 
 
+def missing_rows(table: CostTable, rows: Sequence[RowName], calls: Sequence[CallShape], n_rounds: int) -> list[RowName]:
+    """Those that are not in the table, or not often enough."""
+    return [row for row in rows if any(table.n_samples(row, call) < n_rounds for call in calls)]
+
+
 def fill_table(
     table: CostTable,
     timer: Timer,
@@ -169,7 +182,7 @@ def fill_table(
         CompressorError: a graph that cannot be made or opened.
     """
     n_rounds = timer.effort.rounds
-    missing = [row for row in rows if any(table.n_samples(row, call) < n_rounds for call in calls)]
+    missing = missing_rows(table, rows, calls, n_rounds)
     if not missing:
         return
     fewest = min(table.n_samples(row, call) for row in missing for call in calls)
@@ -178,7 +191,7 @@ def fill_table(
     with tempfile.TemporaryDirectory(prefix="cost-table-") as name:
         graphs = {}
         for done, row in enumerate(missing, 1):
-            graphs[row] = timer.write_row(row, table.device, table.model["n_layers"], Path(name))
+            graphs[row] = timer.write_row(row, table.device, Path(name))
             on_progress(done, total)
 
         def keep(number: int, turns: dict[str, dict[str, Turn]]) -> None:

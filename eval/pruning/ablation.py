@@ -87,7 +87,7 @@ class Study:
 
 
 SEVEN = tuple(step / 6 for step in range(7))
-MILD = (1 / 2, 2 / 3, 5 / 6, 1.0)
+MILD = (0.0, 1 / 2, 2 / 3, 5 / 6, 1.0)
 SOTU = (".cache/data/sotu/train.txt", ".cache/data/sotu/test.txt")
 MOVIES = (".cache/data/movies/train.jsonl", ".cache/data/movies/test.jsonl")
 STUDIES = {
@@ -98,7 +98,7 @@ STUDIES = {
     "smollm2": Study(
         ".cache/models/smollm2-135m-instruct-dequantised-q4_1", *SOTU, True,
         (CallShape("decode", 1, 1, 144, 1.0, 1.0),), 0.8, MILD,
-        granule=64, rows=64, max_tokens=256, score_rows=2, swaps=16,
+        granule=64, rows=64, max_tokens=256, score_rows=4, swaps=24,
     ),
     "gpt2": Study(
         "runs/gpt2-sotu/stages/teacher", *SOTU, True, (CallShape("decode", 1, 1, 80, 1.0, 1.0),), 0.8, SEVEN,
@@ -208,7 +208,7 @@ def prepare(work: Work) -> None:
     outputs = ("logits",) if work.study.is_decoder else ("last_hidden_state",)
     timer = Timer(model, work.study.is_decoder, outputs, graphs=work.graphs)
     for row in wanted_rows(model, ["fp32"], work.study.granule):
-        timer.write_row(row, device, len(read_structure(model).layers), work.graphs)
+        timer.write_row(row, device, work.graphs)
         say(f"exported {row}")
     for sizes in [None, *random_structures(timer, N_MODELS, work.study.granule, 0)]:
         timer.write_whole(sizes, work.graphs, "fp32")

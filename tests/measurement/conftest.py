@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tiny_judgements import (
@@ -17,6 +18,9 @@ from tiny_judgements import (
 )
 
 from compressor.checkpoints.store import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @pytest.fixture
@@ -68,3 +72,15 @@ def decoder_judgement(
     """The tiny language model, judged once."""
     run_dir = tmp_path_factory.mktemp("decoder-run")
     return judge_three(decoder_pipeline(sotu_text), three_candidates(llama), run_dir)
+
+
+@pytest.fixture(scope="package")
+def tiny_encoder() -> PreTrainedModel:
+    """Two layers of BERT with random weights."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    return BertModel(
+        BertConfig(vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    ).eval()
