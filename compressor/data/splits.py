@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from compressor.data.rows import load_rows, rows_digest, source_name
 from compressor.errors import DataError
-from compressor.spec.sources import Data
+from compressor.spec.sources import Data, DataSource
 from compressor.spec.tasks import Task
 
 
@@ -62,9 +62,9 @@ def open_stage_data(data: Data, task: Task, labels: tuple[str, ...] | None, seed
     Raises:
         DataError: as `rows.load_rows`.
     """
-    train = load_rows(data.train, task=task, columns=data.columns, labels=labels) if data.train else None
-    validation = load_rows(data.validation, task=task, columns=data.columns, labels=labels) if data.validation else None
-    pool = load_rows(data.calibration, task=task, columns=data.columns, labels=labels) if data.calibration else train
+    train = _open(data.train, data, task, labels) if data.train else None
+    validation = _open(data.validation, data, task, labels) if data.validation else None
+    pool = _open(data.calibration, data, task, labels) if data.calibration else train
     calibration = None if pool is None else draw_calibration(pool, data.calibration_rows, task=task, seed=seed)
     splits = {"train": train, "validation": validation, "calibration": calibration}
     digests = {name: rows_digest(rows) for name, rows in splits.items() if rows is not None}
@@ -77,8 +77,18 @@ def open_test_data(data: Data, task: Task, labels: tuple[str, ...] | None) -> Te
     Raises:
         DataError: as `rows.load_rows`.
     """
-    rows = load_rows(data.test, task=task, columns=data.columns, labels=labels)
+    rows = _open(data.test, data, task, labels)
     return TestData(rows=rows, digest=rows_digest(rows), name=source_name(data.test))
+
+
+def _open(source: DataSource, data: Data, task: Task, labels: tuple[str, ...] | None) -> Dataset:
+    """A split, with the prompts before its texts."""
+    rows = load_rows(source, task=task, columns=data.columns, labels=labels)
+    for column, prompt in (data.prompts or {}).items():
+        if column in rows.column_names:
+            texts = [prompt + text for text in rows[column]]
+            rows = Dataset.from_dict({**rows.to_dict(), column: texts}, features=rows.features)
+    return rows
 
 
 def draw_calibration(pool: Dataset, n_rows: int, *, task: Task, seed: int) -> Dataset:

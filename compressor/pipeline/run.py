@@ -37,6 +37,7 @@ from compressor.pipeline.memory import put_in_files
 from compressor.pipeline.plan import MODEL, Judged, Plan, Step, brings_student, make_plan, needed_for
 from compressor.schema.events import (
     Emit,
+    Note,
     RunFinished,
     RunStarted,
     StageFinished,
@@ -51,7 +52,7 @@ from compressor.spec.stages import Distill, Finetune, Prune, Stage, Tune
 from compressor.spec.tasks import TASKS, TaskName
 from compressor.stages.context import StageContext, StageInputs
 from compressor.stages.dispatch import run_stage, stage_version
-from compressor.stages.source import SOURCE_VERSION, make_source, source_identity
+from compressor.stages.source import SOURCE_VERSION, make_source, prompt_texts, source_identity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,6 +130,7 @@ def run(
     run_dir = Path(out) if out is not None else Path("runs") / validated.name
     validated = put_in_files(validated, run_dir, model=model, tokenizer=tokenizer, data=data)
     check_energy_is_measurable(validated, require=require)
+    validated = _with_prompts(validated, emit)
     stage_data = check_splits(validated)
     calibration = calibration_of(validated.energy)
     plan = make_plan(validated)
@@ -155,6 +157,17 @@ def run(
         # A workflow engine cancels with an exception of its own; whatever came through, nothing runs any more.
         state.stopped()
         state.write(run_dir)
+
+
+def _with_prompts(pipeline: Pipeline, emit: Emit) -> Pipeline:
+    """The pipeline with an embedder's prompts as texts; says which one the model itself puts before every text."""
+    prompts = prompt_texts(pipeline.model, pipeline.data.prompts)
+    if not prompts:
+        return pipeline
+    if pipeline.data.prompts is None:
+        text = f"the model's default prompt {prompts['text']!r} goes before every text (data.prompts: {{}} puts none)"
+        emit(Note(MODEL, text))
+    return pipeline.model_copy(update={"data": pipeline.data.model_copy(update={"prompts": prompts})})
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,9 @@ def _task_findings(parts: Parts) -> Iterator[Finding]:
         yield ("model", "labels"), f"a {parts.task.name} model has no labels", "remove `labels`"
     if parts.model.pooling is not None and parts.task.kind != "embedding":
         yield ("model", "pooling"), f"a {parts.task.name} model pools nothing", "remove `pooling`"
+    if parts.data is not None and parts.data.prompts and parts.task.kind != "embedding":
+        hint = "remove `prompts`, and write what belongs before a text into the data"
+        yield ("data", "prompts"), f"a {parts.task.name} model is given no prompts", hint
     if parts.data is not None:
         known = (*parts.task.columns, *parts.task.optional_columns)
         for column in parts.data.columns:

@@ -131,6 +131,10 @@ class Data(Part):
     """How many rows (encoders) or windows (decoders) calibration uses; drawn from the seed."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Task column -> column in the files, where they differ: `{text: sentence}`."""
+    prompts: dict[Literal["text", "text_pair"], str] | None = None
+    """Of an embedder, what is put before each text of a column, in every split: the name of one of the model's prompts
+    (`{text: query, text_pair: document}`), or the text itself. Where absent, the model's default prompt goes before
+    every text, if it has one; `{}` puts none."""
     max_tokens: PositiveInt = 128
     """Longest row (encoders) or window (decoders) in training and calibration, in tokens."""
     leaks: Literal["refuse", "drop"] = "refuse"

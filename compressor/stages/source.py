@@ -6,9 +6,10 @@ belong to: a silent permutation would train and measure without a word and be wr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -30,6 +31,7 @@ from compressor.stages.cost import measure_cost
 from compressor.stages.pretrained import classes_of, draw_module, load_pretrained
 from compressor.stages.sealing import Made, seal_module
 
+Column = Literal["text", "text_pair"]
 SOURCE_VERSION = 1
 SOURCE_ID = "model"
 TOKENIZER_FILES = (
@@ -63,6 +65,26 @@ def source_identity(model: ModelSource) -> str:
         name: sha256_file(folder / name) for name in _sentence_files(folder, TASKS[model.task])
     }
     return digest_json(found)
+
+
+def prompt_texts(model: ModelSource, asked: Mapping[Column, str] | None) -> dict[Column, str]:
+    """What goes before each text of a column: names of the model's prompts as their texts, other text as it stands.
+
+    Args:
+        asked: the pipeline's `data.prompts`; where it says nothing, every text gets the model's default prompt, as
+            `encode` gives it.
+
+    Raises:
+        CheckpointError: no such folder or repository, or a default prompt that it does not have.
+        UnsupportedError: a sentence-transformers folder that cannot be served.
+    """
+    if model.config is not None or TASKS[model.task].kind != "embedding":
+        return dict(asked or {})
+    modules = read_sentence_modules(_folder(model)[0])
+    if asked is not None:
+        return {column: modules.prompts.get(text, text) if modules else text for column, text in asked.items()}
+    default = modules.prompt(None) if modules else ""
+    return {"text": default, "text_pair": default} if default else {}
 
 
 def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpoint:

@@ -114,6 +114,16 @@ def test_a_goal_on_a_metric_that_is_left_out() -> None:
     )
 
 
+def test_only_an_embedder_is_given_prompts() -> None:
+    data = {**ENCODER["data"], "prompts": {"text": "query"}}
+    assert refused(ENCODER, data=data) == (
+        "data.prompts: a sequence-classification model is given no prompts\n"
+        "  -> remove `prompts`, and write what belongs before a text into the data"
+    )
+    model = {"task": "sentence-embedding", "path": "minilm"}
+    assert load_pipeline({**ENCODER, "model": model, "data": data}).data.prompts == {"text": "query"}
+
+
 def test_goals_that_can_be_judged() -> None:
     goals = [
         {"metric": "accuracy", "max_drop_points": 1.0},
