@@ -25,6 +25,7 @@ OPTIMISATION = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+TYPES = "token_type_ids"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _OPEN_ERRORS = (
     ort_errors.Fail,
@@ -142,7 +143,9 @@ class OnnxRunner:
         return dict(zip(self.output_names, binding.copy_outputs_to_cpu(), strict=True))
 
     def feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What the graph takes of these inputs."""
+        """What the graph takes of these inputs; token types are zeros where no tokenizer gives them, as in torch."""
+        if TYPES in self.input_names and TYPES not in inputs:
+            inputs = {**inputs, TYPES: np.zeros_like(inputs["input_ids"])}
         missing = [name for name in self.input_names if name not in inputs]
         if missing:
             raise UserError(f"the graph wants the input {missing[0]!r}; given: {', '.join(inputs)}", where="inputs")

@@ -178,6 +178,13 @@ def test_an_input_that_is_not_given(bert: Checkpoint) -> None:
         open_runner(bert, "onnx-fp32", threads=1).forward({"input_ids": np.ones((1, 2), np.int64)})
 
 
+def test_token_types_that_no_tokenizer_gives_are_zeros(bert: Checkpoint) -> None:
+    runner = open_runner(bert, "onnx-fp32", threads=1)
+    ids = {"input_ids": np.array([[2, 5, 3]]), "attention_mask": np.ones((1, 3), np.int64)}
+    given = runner.forward({**ids, "token_type_ids": np.zeros((1, 3), np.int64)})
+    np.testing.assert_array_equal(runner.forward(ids)["logits"], given["logits"])
+
+
 def test_an_unknown_provider_names_those_that_are_there(bert: Checkpoint) -> None:
     with pytest.raises(UnsupportedError) as caught:
         open_runner(bert, "onnx-fp32", threads=1, provider="TensorrtExecutionProvider")
