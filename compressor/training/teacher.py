@@ -179,6 +179,8 @@ def ask_teacher(
     looking = _Looking(model, kind, places, top_k.k, top_k.temperature, precision)
     needed = looking.needed(rows[0], pad_id)
     if n_drawn < len(rows) and any(array.is_per_token for array in needed):
+        text = f"{n_drawn:,} of {len(rows):,} rows will be seen, which is no reason to cache all that the teacher says"
+        emit(Note(stage, f"{text}: the teacher runs in every step"))
         return _Live(looking)
     folder.mkdir(parents=True, exist_ok=True)
     present = _present(folder, key, stage, emit)

@@ -313,19 +313,33 @@ def _pilot(
             bench, _settings(ARMS[arm][0][0], 10_000, student.task), StageInputs(start), cache / "warm", cache
         )
     shutil.rmtree(cache, ignore_errors=True)
-    step_cpu_s, besides_cpu_s, current = 0.0, 0.0, start
-    for number, (settings, share) in enumerate(ARMS[arm]):
-        inputs = StageInputs(current, teacher if settings["stage"] == "distill" else None)
-        # As many rows drawn as there are, or the teacher would be asked live; stopped by the number of steps below.
-        folder = bench.work / "pilots" / student.name / f"{arm}-{number}"
-        clock = _stopped_after(bench, _settings(settings, 10_000, student.task), inputs, folder, cache)
-        step_cpu_s += share * clock.step_cpu_s
-        besides_cpu_s += clock.asking_cpu_s
+    step_cpu_s, besides_cpu_s = _look(student, arm, bench, start, teacher, cache, 10_000)
+    # What goes on inside a teacher is asked in every step where the student will not see all rows: then a step costs
+    # more and nothing comes before it.
+    steps = round((student.budget_cpu_s - besides_cpu_s) / step_cpu_s)
+    if arm not in ("none", "logits"):
+        step_cpu_s, besides_cpu_s = _look(student, arm, bench, start, teacher, cache, steps)
     if arm == "pruned":
         besides_cpu_s += start.record.cpu_s
     pilot = {"step_cpu_s": step_cpu_s, "besides_cpu_s": besides_cpu_s}
     write({"pilots": {name: pilot}})
     return _with_steps(name, student, pilot)
+
+
+def _look(
+    student: Student, arm: str, bench: Bench, start: Checkpoint, teacher: Checkpoint, cache: Path, n_steps: int
+) -> tuple[float, float]:
+    """CPU-seconds of a step, and of asking the teacher before the first, for stages that are to take so many steps."""
+    shutil.rmtree(cache, ignore_errors=True)
+    step_cpu_s, besides_cpu_s = 0.0, 0.0
+    for number, (settings, share) in enumerate(ARMS[arm]):
+        inputs = StageInputs(start, teacher if settings["stage"] == "distill" else None)
+        folder = bench.work / "pilots" / student.name / f"{arm}-{number}"
+        of_stage = _settings(settings, round(n_steps * share), student.task)
+        clock = _stopped_after(bench, of_stage, inputs, folder, cache)
+        step_cpu_s += share * clock.step_cpu_s
+        besides_cpu_s += clock.asking_cpu_s
+    return step_cpu_s, besides_cpu_s
 
 
 def _with_steps(name: str, student: Student, pilot: dict[str, Any]) -> dict[str, Any]:

@@ -148,5 +148,8 @@ def test_a_classifiers_logits_are_cached_whatever_the_limit(
 def test_a_teacher_that_is_asked_about_some_rows_only_is_asked_live(
     tiny_bert: PreTrainedModel, era: Rows, tmp_path: Path
 ) -> None:
-    ask(tiny_bert, era("train", 8), tmp_path, n_drawn=7)
+    events: list[Event] = []
+    ask(tiny_bert, era("train", 8), tmp_path, n_drawn=7, emit=events.append)
     assert not list(tmp_path.glob("*.npy"))
+    text = "7 of 8 rows will be seen, which is no reason to cache all that the teacher says"
+    assert events == [Note("student", f"{text}: the teacher runs in every step")]
