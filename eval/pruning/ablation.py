@@ -2,8 +2,8 @@
 
     python eval/pruning/ablation.py STUDY PHASE [--work DIR] [--out FILE]
 
-STUDY is minilm, smollm2 or gpt2; the phases, in this order, each of which goes on from what the one before left in
-the work folder:
+STUDY is minilm, minilm-long, smollm2 or gpt2; the phases, in this order, each of which goes on from what the one
+before left in the work folder:
 
     prepare   graphs for the table (left out, the next phase makes them)
     table     the cost table, and whether it adds up          (timed: on a quiet machine)
@@ -93,6 +93,10 @@ MOVIES = (".cache/data/movies/train.jsonl", ".cache/data/movies/test.jsonl")
 STUDIES = {
     "minilm": Study(
         ".cache/models/all-MiniLM-L6-v2", *MOVIES, False, (CallShape("forward", 8, 32, 0, 256.0, 1.0),), 0.6, SEVEN,
+        granule=64, rows=768, max_tokens=64, score_rows=96, swaps=40,
+    ),
+    "minilm-long": Study(
+        ".cache/models/all-MiniLM-L6-v2", *MOVIES, False, (CallShape("forward", 8, 128, 0, 1024.0, 1.0),), 0.6, SEVEN,
         granule=64, rows=768, max_tokens=64, score_rows=96, swaps=40,
     ),
     "smollm2": Study(

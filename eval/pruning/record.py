@@ -15,6 +15,7 @@ from compressor.measurement.environment import read_environment
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "minilm": "all-MiniLM-L6-v2, batches of 8 x 32 tokens, 0.6x CPU-seconds a token",
+    "minilm-long": "the same in batches of 8 x 128 tokens, judged on the same sentences",
     "smollm2": "SmolLM2-135M-Instruct (dequantised Q4_1), one step of decoding after 144 tokens, 0.8x",
     "gpt2": "GPT-2 of 4 layers trained on SOTU, one step of decoding after 80 tokens, 0.8x",
 }
@@ -25,6 +26,7 @@ Made by
 python eval/fetch.py minilm smollm2 movies sotu
 compressor run pipelines/gpt2-sotu.yaml --until teacher     # its folder goes to --model below
 python eval/pruning/ablation.py minilm table score match refine rematch quality
+python eval/pruning/ablation.py minilm-long table score match refine rematch quality
 python eval/pruning/ablation.py smollm2 table score match refine rematch quality recover
 python eval/pruning/ablation.py gpt2 table score match refine rematch quality --model runs/gpt2-sotu/stages/teacher-...
 python eval/pruning/fast_path.py runs/fast-path.json        # and once more, with the table there
