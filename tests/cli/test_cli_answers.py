@@ -47,6 +47,11 @@ def test_the_check_for_heavy_modules_can_fail() -> None:
     assert done.stderr.splitlines()[-1] == "0 scipy"
 
 
+def test_the_package_is_the_command_too(command: Command) -> None:
+    done = subprocess.run([sys.executable, "-m", "compressor", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == command("--version").stdout
+
+
 def test_validate_names_the_stages(command: Command) -> None:
     done = command("validate", SMOKE)
     assert done.returncode == 0 and done.stderr == ""
