@@ -42,6 +42,10 @@ class Augment(Part):
     """A replacement is drawn from so many of the likeliest words."""
 
 
+def _is_absent(value: object) -> bool:
+    return value is None
+
+
 class Training(Part):
     """How a stage trains; passed to `transformers.Trainer`."""
 
@@ -77,6 +81,12 @@ class Training(Part):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """`bf16` multiplies in bfloat16, with weights in fp32: faster on GPUs and on CPUs with AVX512_BF16 or AMX, slower
     elsewhere. `auto` takes it where it is faster; what was taken is recorded."""
+    quantisation_aware: Literal["w8a8-dynamic", "w8a8-static", "w8", "w4"] | None = Field(
+        default=None,
+        exclude_if=_is_absent,  # so that what was trained before there was this key is found again
+    )
+    """Compute with weights (and for `w8a8`, inputs) rounded as this scheme will round them, so that a later `quantize`
+    loses less; validation sees the rounded model too. What is left is a plain fp32 checkpoint."""
 
     @model_validator(mode="after")
     def _go_together(self) -> Training:
@@ -130,6 +140,8 @@ class Distill(StageBase):
             raise ValueError("the student comes from `from` or from `student`: give one of them")
         if self.on_policy is not None and (self.preset is not None or self.losses != DistillLosses()):
             raise ValueError("`on_policy` brings its own loss: leave `preset` and `losses` out")
+        if self.on_policy is not None and self.training.quantisation_aware is not None:
+            raise ValueError("`training.quantisation_aware` goes with `losses`, not with `on_policy`")
         return self
 
     @model_validator(mode="after")

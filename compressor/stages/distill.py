@@ -28,7 +28,15 @@ from compressor.spec.distillation import OnPolicy
 from compressor.spec.stages import Distill
 from compressor.stages.context import DistillInput, StageContext
 from compressor.stages.cost import measure_cost
-from compressor.stages.fitting import Splits, fit, open_splits, realised, sealed_by_the_first, train_settings
+from compressor.stages.fitting import (
+    Splits,
+    fit,
+    open_splits,
+    realised,
+    sealed_by_the_first,
+    splits_read,
+    train_settings,
+)
 from compressor.stages.kept_tokens import teacher_rows
 from compressor.stages.rows import fill_vectors
 from compressor.stages.sealing import Made, seal_module
@@ -101,7 +109,7 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
         kind=config.stage,
         config=config.model_dump(mode="json", by_alias=True),
         inputs={"source": source.digest, "teacher": teacher.digest},
-        splits=("train", "validation"),
+        splits=splits_read(config.training),
         realised=realised(student, result, splits) | _compared(config, terms),
     )
 

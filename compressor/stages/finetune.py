@@ -9,7 +9,7 @@ from compressor.runtime.torch_models import load_module, quiet_transformers, wit
 from compressor.spec.stages import Finetune
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
-from compressor.stages.fitting import fit, open_splits, realised, sealed_by_the_first
+from compressor.stages.fitting import fit, open_splits, realised, sealed_by_the_first, splits_read
 from compressor.stages.sealing import Made, seal_module
 from compressor.training.objective import label_loss
 from compressor.training.processes import cpu_s_of_others
@@ -42,7 +42,7 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
         kind=config.stage,
         config=config.model_dump(mode="json", by_alias=True),
         inputs={"source": source.digest},
-        splits=("train", "validation"),
+        splits=splits_read(config.training),
         realised=realised(module, result, splits),
     )
 

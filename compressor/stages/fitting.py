@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,12 +22,13 @@ from compressor.schema.events import Emit, Note, Progress
 from compressor.spec.stages import Training
 from compressor.stages.context import StageContext
 from compressor.stages.filler import load_filler
-from compressor.stages.rows import metric_of, pad_id_of, train_rows, validation_rows
+from compressor.stages.rows import calibration_batches, metric_of, pad_id_of, train_rows, validation_rows
 from compressor.training.augment import replaced_rows
 from compressor.training.metrics import COSINE_TO_TEACHER, Metric
 from compressor.training.objective import label_loss
 from compressor.training.processes import first_one_first, is_first_process, n_processes
-from compressor.training.rows import Row
+from compressor.training.quantisation_aware import Scheme, fake_quantised, input_limits
+from compressor.training.rows import Batch, Row
 from compressor.training.train import TrainResult, TrainSettings, train
 from compressor.training.trainer import Loss
 
@@ -48,6 +50,8 @@ class Splits:
     n_variants: int = 1
     augmented_by: str | None = None
     """sha256 of the weights that replaced words, where any did."""
+    calibration: tuple[Batch, ...] = ()
+    """Calibration rows one by one, where the training has to know the range of activations."""
 
     @property
     def n_train_rows(self) -> int:
@@ -82,8 +86,21 @@ def open_splits(
         pad_id=pad_id_of(tokenizer),
         metric=COSINE_TO_TEACHER if needs_teacher else metric_of(ctx.task, source.content.labels),
         n_variants=n_variants,
+        calibration=_calibration(source, ctx, training),
     )
     return splits if training.augment is None else _augmented(splits, training, tokenizer, ctx, stage, emit)
+
+
+def splits_read(training: Training) -> tuple[str, ...]:
+    """Names of the splits that `open_splits` opens, for the record."""
+    return ("train", "validation", *(("calibration",) if training.quantisation_aware == "w8a8-static" else ()))
+
+
+def _calibration(source: Checkpoint, ctx: StageContext, training: Training) -> tuple[Batch, ...]:
+    """Without padding, whose activations would widen the ranges."""
+    if training.quantisation_aware != "w8a8-static":
+        return ()
+    return tuple(calibration_batches(source, ctx, batch_rows=1))
 
 
 def _augmented(
@@ -169,24 +186,33 @@ def fit(
     keep: Literal["best", "last"] = "best",
 ) -> TrainResult:
     """Train with the pipeline's settings; validation always looks at the task's own loss."""
-    result = train(
-        module,
-        train_rows=splits.train,
-        validation_rows=splits.validation,
-        loss=loss,
-        validation_loss=label_loss(ctx.task.kind),
-        metric=splits.metric,
-        settings=replace(train_settings(training, ctx), keep=keep),
-        pad_id=splits.pad_id,
-        stage=stage,
-        emit=emit,
-        workdir=ctx.workdir,
-        n_variants=splits.n_variants,
-    )
+    with _computing_as(training.quantisation_aware, module, splits):
+        result = train(
+            module,
+            train_rows=splits.train,
+            validation_rows=splits.validation,
+            loss=loss,
+            validation_loss=label_loss(ctx.task.kind),
+            metric=splits.metric,
+            settings=replace(train_settings(training, ctx), keep=keep),
+            pad_id=splits.pad_id,
+            stage=stage,
+            emit=emit,
+            workdir=ctx.workdir,
+            n_variants=splits.n_variants,
+        )
     nn.Module.to(module, "cpu")
     if keep == "best":
         _tell_if_worse(result, splits.metric, stage, emit)
     return result
+
+
+def _computing_as(scheme: Scheme | None, module: nn.Module, splits: Splits) -> AbstractContextManager[None]:
+    """The module as its quantised file will compute, where the pipeline asks for that."""
+    if scheme is None:
+        return nullcontext()
+    limits = input_limits(module, splits.calibration) if scheme == "w8a8-static" else None
+    return fake_quantised(module, scheme, limits)
 
 
 def sealed_by_the_first(make: Callable[[], Checkpoint], out_dir: Path) -> Checkpoint:

@@ -100,7 +100,9 @@ def fill_vectors(rows: Sequence[Row], teacher: nn.Module, pad_id: int, device: s
     return filled
 
 
-def calibration_batches(source: Checkpoint, ctx: StageContext) -> list[Batch]:
+def calibration_batches(
+    source: Checkpoint, ctx: StageContext, *, batch_rows: int = CALIBRATION_BATCH_ROWS
+) -> list[Batch]:
     """Calibration rows (encoders, longest first) or windows (decoders), padded, with their labels.
 
     Raises:
@@ -125,8 +127,8 @@ def calibration_batches(source: Checkpoint, ctx: StageContext) -> list[Batch]:
     else:
         rows = _rows(ctx.data.calibration, source, ctx, "data.calibration", in_pairs=False)
     rows = sorted(rows, key=lambda row: -len(row["input_ids"]))
-    starts = range(0, len(rows), CALIBRATION_BATCH_ROWS)
-    batches = [collate(rows[at : at + CALIBRATION_BATCH_ROWS], pad_id=pad_id_of(tokenizer)) for at in starts]
+    starts = range(0, len(rows), batch_rows)
+    batches = [collate(rows[at : at + batch_rows], pad_id=pad_id_of(tokenizer)) for at in starts]
     return [{name: tensor for name, tensor in batch.items() if name != "index"} for batch in batches]
 
 

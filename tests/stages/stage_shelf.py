@@ -34,6 +34,10 @@ CASES: dict[str, dict[str, Any]] = {
         "stage": "distill", "from": "prune-heads", "teacher": "finetune", "training": TRAINING,
         "losses": {"logits": {"temperature": 1.0}},
     },
+    "recover-rounded": {
+        "stage": "distill", "from": "finetune", "teacher": "finetune", "losses": {"logits": {"temperature": 1.0}},
+        "training": {**TRAINING, "max_steps": 3, "quantisation_aware": "w8a8-static"},
+    },
     "prune-all": {
         "stage": "prune", "from": "finetune", "granule": 8,
         "keep": {"layers": 0.5, "attention_sublayers": 0.5, "hidden": 0.5, "heads": 0.5, "ffn": 0.5},
