@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.checkpoints.files import digest_json
+from compressor.checkpoints.sentence import read_sentence_modules
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import load_tokenizer
 from compressor.errors import UnsupportedError, UserError
@@ -36,6 +37,7 @@ from compressor.stages.fitting import (
     sealed_by_the_first,
     splits_read,
     train_settings,
+    whole,
 )
 from compressor.stages.kept_tokens import teacher_rows
 from compressor.stages.rows import fill_vectors
@@ -103,6 +105,7 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
                     keep="best" if _sees_what_is_learned(config, emit) else "last",
                 )  # fmt: skip
         remove_projections(pupil)
+        student = whole(student, lambda: _student(config, source)[0], result)
         meter.add(cpu_s_of_others())
     made = Made(
         stage=config.id,
@@ -238,6 +241,13 @@ def _check_same_language(source: Checkpoint, teacher: Checkpoint, *, same_tokens
             f"{source.record.stage!r} has {', '.join(ours.labels or ())}",
             hint="teacher and student must have the same classes in the same order",
         )
+    ours_puts, theirs_puts = (_default_prompt(checkpoint) for checkpoint in (source, teacher))
+    if ours_puts != theirs_puts:
+        raise UserError(
+            f"the teacher {teacher.record.stage!r} puts {theirs_puts!r} before every text that it encodes, the student "
+            f"{source.record.stage!r} puts {ours_puts!r}",
+            hint="give both the same default prompt in config_sentence_transformers.json",
+        )
     if not same_tokens:
         return  # the student's are among the teacher's, and the teacher is cut to them
     ours_reads, theirs_reads = (_reading(checkpoint.path / "tokenizer.json") for checkpoint in (source, teacher))
@@ -248,6 +258,11 @@ def _check_same_language(source: Checkpoint, teacher: Checkpoint, *, same_tokens
             f"(in tokenizer.json: {', '.join(differ)})",
             hint="their tokens cannot be compared; choose a student of the same family",
         )
+
+
+def _default_prompt(checkpoint: Checkpoint) -> str:
+    modules = read_sentence_modules(checkpoint.path)
+    return modules.prompt(None) if modules is not None else ""
 
 
 def _reading(path: Path) -> dict[str, Any]:

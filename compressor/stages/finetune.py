@@ -9,7 +9,7 @@ from compressor.runtime.torch_models import load_module, quiet_transformers, wit
 from compressor.spec.stages import Finetune
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
-from compressor.stages.fitting import fit, open_splits, realised, sealed_by_the_first, splits_read
+from compressor.stages.fitting import fit, open_splits, realised, sealed_by_the_first, splits_read, whole
 from compressor.stages.sealing import Made, seal_module
 from compressor.training.objective import label_loss
 from compressor.training.processes import cpu_s_of_others
@@ -36,6 +36,7 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
             ctx=ctx,
             emit=emit,
         )
+        module = whole(module, lambda: load_module(source), result)
         meter.add(cpu_s_of_others())
     made = Made(
         stage=config.id,

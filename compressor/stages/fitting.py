@@ -201,7 +201,8 @@ def fit(
             workdir=ctx.workdir,
             n_variants=splits.n_variants,
         )
-    nn.Module.to(module, "cpu")
+    if result.gathered is None:
+        nn.Module.to(module, "cpu")
     if keep == "best":
         _tell_if_worse(result, splits.metric, stage, emit)
     return result
@@ -213,6 +214,18 @@ def _computing_as(scheme: Scheme | None, module: nn.Module, splits: Splits) -> A
         return nullcontext()
     limits = input_limits(module, splits.calibration) if scheme == "w8a8-static" else None
     return fake_quantised(module, scheme, limits)
+
+
+def whole(trained: PreTrainedModel, rebuild: Callable[[], PreTrainedModel], result: TrainResult) -> PreTrainedModel:
+    """The trained model; built anew around the gathered weights where processes shared these out among them."""
+    if result.gathered is None:
+        return trained
+    module = rebuild()
+    if is_first_process():
+        # An embedder's encoder is trained inside what pools its vectors, and perhaps beside learned projections.
+        found = {name.removeprefix("body."): weight for name, weight in result.gathered.items()}
+        module.load_state_dict({name: found[name] for name in module.state_dict()})
+    return module
 
 
 def sealed_by_the_first(make: Callable[[], Checkpoint], out_dir: Path) -> Checkpoint:
@@ -245,6 +258,7 @@ def realised(module: PreTrainedModel, result: TrainResult, splits: Splits) -> di
         "variants": splits.n_variants,
         "augmented_by": splits.augmented_by,
         "processes": n_processes(),
+        "weights_shared_out": result.gathered is not None,
         "validation": _validation(result, splits.validation),
         "resumed_at_step": result.resumed_at,
         "history": list(result.history),

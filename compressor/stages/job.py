@@ -18,7 +18,7 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import psutil
@@ -69,11 +69,11 @@ def run_in_child(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageCo
         RuntimeError: the child met a bug; holds its traceback.
         KeyboardInterrupt: passed on, once the child is gone.
     """
-    path = write_job(Job(config, inputs, out_dir, ctx))
+    command = command_of(config, write_job(Job(config, inputs, out_dir, ctx)), ctx.target.device)
     log_path = ctx.workdir / LOG
     with log_path.open("w") as log:
         child = subprocess.Popen(
-            command_of(config, path),
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -92,12 +92,12 @@ def run_in_child(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageCo
     return open_checkpoint(out_dir, verify=False)
 
 
-def command_of(config: Stage, job_path: Path) -> list[str]:
+def command_of(config: Stage, job_path: Path, device: Literal["cpu", "cuda"]) -> list[str]:
     """How to start the child, or as many as the stage's `training` asks for."""
     child = ["compressor.stages.child", str(job_path)]
     training = config.training if isinstance(config, Finetune | Distill) else None
     if training is not None and training.config is not None:
-        _check_accelerate(Path(training.config))
+        _check_accelerate(Path(training.config), device)
         launcher = ["accelerate.commands.launch", "--config_file", training.config, "--module"]
         return [sys.executable, "-m", *launcher, *child]
     if training is not None and training.processes > 1:
@@ -106,11 +106,17 @@ def command_of(config: Stage, job_path: Path) -> list[str]:
     return [sys.executable, "-m", *child]
 
 
-def _check_accelerate(path: Path) -> None:
-    """Refuse a config under which Accelerate would start one process and say nothing."""
+def _check_accelerate(path: Path, device: Literal["cpu", "cuda"]) -> None:
+    """Refuse a config that Accelerate would not follow, and say nothing."""
     if not path.is_file():
         raise UserError(f"no such file: {path}", where="training.config", hint="make one: accelerate config")
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if values.get("distributed_type") == "FSDP" and device == "cpu":
+        raise UserError(
+            "Accelerate shares weights out among GPUs only; on CPUs each process would have all of them",
+            where=f"training.config: {path}",
+            hint=f"write `training: {{processes: {values.get('num_processes', 2)}}}` in its place",
+        )
     is_cpu = values.get("distributed_type") in ("MULTI_CPU", "NO") and not values.get("mpirun_config")
     if is_cpu and values.get("num_processes", 1) > 1:
         raise UserError(

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import EvalPrediction, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -72,6 +72,8 @@ class TrainResult:
         precision: of the products; the weights are fp32.
         history: the curve: points with `step`, `epoch` and `loss` (and its parts), `learning_rate`, `grad_norm`, or
             the validation's figures.
+        gathered: where processes shared the weights out among them (FSDP): all of them by name in the first process,
+            none in the others. The module that was trained then holds a share, and is of no more use.
     """
 
     n_steps: int
@@ -82,6 +84,7 @@ class TrainResult:
     resumed_at: int | None
     precision: str
     history: tuple[dict[str, float], ...]
+    gathered: Mapping[str, Tensor] | None = None
 
 
 def train(
@@ -104,7 +107,8 @@ def train(
     Batches group rows of like length and are padded to their longest row. State is written to `workdir` at each
     validation, at the end of each epoch and every `save_every_steps`; called again with the same arguments after a
     crash, training goes on from there and ends in the very same weights. Where a launcher started several processes
-    (`processes.join_processes`), each calls this with the same arguments and ends in the same weights.
+    (`processes.join_processes`), each calls this with the same arguments and ends in the same weights, or, where they
+    share the weights out among them, with a share of these and all of them in the first one's `gathered`.
 
     Args:
         train_rows: all variants of each row one after the other, `n_variants` times as many as there are rows.
@@ -142,7 +146,8 @@ def train(
         emit(Note(stage, f"resumed after step {resumed_at}"))
     with _only_touched(model, loss, train_rows, pad_id):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    _require_finite(model, settings.learning_rate)
+    gathered = _gather(trainer)
+    _require_finite(model.named_parameters() if gathered is None else gathered.items(), settings.learning_rate)
     model.eval()
     state = trainer.state
     return TrainResult(
@@ -154,7 +159,16 @@ def train(
         resumed_at=resumed_at,
         precision=settings.precision,
         history=curve_of(state.log_history),
+        gathered=gathered,
     )
+
+
+def _gather(trainer: LossTrainer) -> dict[str, Tensor] | None:
+    """The weights from all processes, for the first one; None where each process has them all."""
+    if not trainer.is_fsdp_enabled:
+        return None
+    found = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return {name: weight.cpu() for name, weight in found.items()} if is_first_process() else {}
 
 
 def _validated(state: TrainerState, metric: Metric, keep: Literal["best", "last"]) -> float | None:
@@ -289,8 +303,8 @@ def _last_complete(folder: Path) -> tuple[Path | None, int | None]:
     return best
 
 
-def _require_finite(model: nn.Module, learning_rate: float) -> None:
-    for name, parameter in model.named_parameters():
+def _require_finite(weights: Iterable[tuple[str, Tensor]], learning_rate: float) -> None:
+    for name, parameter in weights:
         if not torch.isfinite(parameter).all():
             raise StageError(
                 f"training left weights that are not finite (first: {name})",

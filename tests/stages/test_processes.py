@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 from stage_shelf import TRAINING, Shelf, make_context, stage_config
 
 from compressor.checkpoints.store import Checkpoint
 from compressor.errors import StageError, UserError
 from compressor.schema.events import Event, Note, Progress
 from compressor.spec.sources import ModelSource, TokenizerSource
+from compressor.stages import job
 from compressor.stages.context import StageInputs
 from compressor.stages.dispatch import run_here, run_stage
 from compressor.stages.source import make_source
@@ -114,6 +119,51 @@ def test_an_accelerate_config_says_how_many_there_are(bert: Shelf, narrow: Check
     assert not training_processes()
 
 
+SHARDED = """fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_transformer_layer_cls_to_wrap: BertLayer
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_reshard_after_forward: true
+  fsdp_offload_params: false
+  fsdp_cpu_ram_efficient_loading: false
+  fsdp_sync_module_states: false
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [LAYERS, {"stage": "finetune"}], ids=["distill", "finetune"])
+def test_two_processes_that_share_the_weights_train_as_one_does(
+    stage: dict[str, Any],
+    bert: Shelf,
+    narrow: Checkpoint,
+    tmp_path: Path,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = train(bert, narrow, tmp_path / "one", {**stage, "training": SHORT}, runner=run_here)
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(ACCELERATE.format(kind="FSDP") + SHARDED)
+    # No GPU here: the launcher's own, but a child that meets over gloo and says that it has GPUs.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    child = str(Path(__file__).with_name("sharded_child.py"))
+    monkeypatch.setattr(job, "command_of", lambda config, path, device: [*launcher, child, str(path)])
+    settings = {**stage, "training": {**SHORT, "config": str(config)}}
+    shared = train(bert, narrow, tmp_path / "two", settings, runner=run_stage)
+    assert (shared.record.realised["processes"], shared.record.realised["weights_shared_out"]) == (2, True)
+    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+    made, wanted, start = (load_file(one.path / "model.safetensors") for one in (shared, alone, narrow))
+    assert made.keys() == wanted.keys()
+    apart, moved = (
+        torch.cat([(one[name] - wanted[name]).flatten() for name in wanted]).norm() for one in (made, start)
+    )
+    assert apart < 0.01 * moved
+    shutil.rmtree(shared.path)
+    again = train(bert, narrow, tmp_path / "two", settings, runner=run_stage, emit=events.append)
+    assert Note("student", "resumed after step 12") in events
+    assert again.digest == shared.digest
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,6 +171,10 @@ def test_an_accelerate_config_says_how_many_there_are(bert: Shelf, narrow: Check
         (
             ACCELERATE.format(kind="MULTI_CPU"),
             "Accelerate starts 2 processes on CPUs only through mpirun, and one with",
+        ),
+        (
+            ACCELERATE.format(kind="FSDP"),
+            "Accelerate shares weights out among GPUs only; on CPUs each process would have all of them",
         ),
     ],
 )
