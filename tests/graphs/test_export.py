@@ -180,6 +180,45 @@ def test_transformers_own_exporter_says_the_same(exported: Get, name: str, tmp_p
         check_parity(compare_logits(oracle, run(one.path, feed)["logits"]), "fp32")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_transformers_own_exporter_caches_the_same_keys_and_values(exported: Get, name: str, tmp_path: Path) -> None:
+    one = exported(name)
+    shapes = {value.name: value.shape for value in session(one.path).get_inputs() if "past" in value.name}
+    _, n_heads, _, size = shapes["past_key_values.0.key"]
+    cache = hf.DynamicCache()
+    for layer in range(len(shapes) // 2):
+        cache.update(torch.randn(2, n_heads, 3, size), torch.randn(2, n_heads, 3, size), layer)
+    inputs = {
+        "input_ids": torch.arange(8).reshape(2, 4), "attention_mask": torch.ones(2, 7, dtype=torch.long),
+        "position_ids": torch.arange(3, 7).repeat(2, 1), "past_key_values": cache, "use_cache": True,
+    }  # fmt: skip
+    OnnxExporter().export(one.model, inputs, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
+    oracle = tmp_path / "model.onnx"
+    theirs = {value.name for value in session(oracle).get_inputs()}
+    assert theirs == {_theirs(value.name) for value in session(one.path).get_inputs()}
+
+    for batch, length, past in [(3, 6, 5), (1, 2, 9)]:
+        feed = texts(batch, length, seed=length)
+        feed["attention_mask"] = np.ones((batch, past + length), np.int64)
+        feed["position_ids"] = np.arange(past, past + length)[None].repeat(batch, 0)
+        numbers = np.random.default_rng(past)
+        feed |= {key: numbers.standard_normal((batch, n_heads, past, size)).astype(np.float32) for key in shapes}
+        ours, says = run(one.path, feed), run(oracle, {_theirs(key): value for key, value in feed.items()})
+        assert set(says) == {_theirs(key) for key in ours}
+        for key, value in ours.items():
+            assert value.shape == says[_theirs(key)].shape
+            np.testing.assert_allclose(value, says[_theirs(key)], atol=1e-4 * np.abs(value).max(), err_msg=key)
+
+
+def _theirs(name: str) -> str:
+    """A tensor's name in transformers' export: `past_key_values.0.key` -> `input.past_key_values.layers.0.keys`."""
+    if name.startswith(("past_key_values.", "present.")):
+        _, layer, part = name.split(".")
+        return f"{'input' if name.startswith('past') else 'output'}.past_key_values.layers.{layer}.{part}s"
+    return name
+
+
 class Eigenvalues(torch.nn.Module):
     """An operator that ONNX does not have."""
 
