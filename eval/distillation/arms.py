@@ -136,7 +136,7 @@ class Bench:
     def data(self) -> Data:
         folder = ROOT / ".cache" / "data" / self.task
         splits = {split: DataSource(path=str(folder / f"{split}.jsonl")) for split in ("train", "validation", "test")}
-        return Data(**splits, calibration_rows=128, max_tokens=64)
+        return Data(**splits, calibration_rows=512, max_tokens=64)
 
     def context(self, folder: Path, clock: Callable[[Event], None], cache: Path | None = None) -> StageContext:
         data = open_stage_data(self.data, TASK, LABELS[self.task], seed=self.seed)
@@ -145,7 +145,7 @@ class Bench:
             task=TASK,
             labels=LABELS[self.task],
             max_tokens=64,
-            calibration_rows=128,
+            calibration_rows=512,
             seed=self.seed,
             target=Target(threads=1),
             fingerprint="0" * 64,
