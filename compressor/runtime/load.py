@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, assert_never
 
 import numpy as np
 
@@ -249,6 +249,23 @@ class CompressedModel:
                 hint='load(path, runtime="torch")',
             )
         return self._stock(self.runner.module)
+
+    @property
+    def device(self) -> str:
+        """Where a call takes its tensors."""
+        return "cpu"
+
+    def to(self, device: Any) -> NoReturn:
+        """Not possible; a pipeline of transformers tries it on what it is given.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"a model stays where it was loaded, and cannot go to {str(device)!r}",
+            where=str(self.folder),
+            hint="load(path, device=...); for a pipeline of transformers: pipeline(task, model.for_transformers())",
+        )
 
     def _stock(self, module: Any) -> nn.Module:
         """Without what follows an encoder in an embedder, which transformers does not know."""

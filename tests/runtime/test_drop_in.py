@@ -38,6 +38,14 @@ def test_a_pipeline_generates(llama: Checkpoint, precision: str) -> None:
     assert [one["generated_text"] for one in answers] == expected
 
 
+def test_a_pipeline_that_is_given_the_model_itself_says_what_it_wants(bert: Checkpoint) -> None:
+    model = load(bert.path, precision="onnx-fp32", threads=1)
+    with pytest.raises(
+        UnsupportedError, match=r"a model stays where it was loaded.*\n.*model.for_transformers\(\)"
+    ):
+        pipeline("text-classification", model=model, tokenizer=model.tokenizer)  # type: ignore[call-overload]
+
+
 def test_a_stock_folder_with_onnx_files_opens_and_says_what_it_lacks(bert: Checkpoint, tmp_path: Path) -> None:
     stock = tmp_path / "stock"
     shutil.copytree(bert.path, stock)

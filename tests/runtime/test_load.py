@@ -73,7 +73,7 @@ def test_answers_are_those_of_the_stock_model(bert: Checkpoint, precision: str) 
 
 def test_it_can_be_called_as_a_transformers_model(bert: Checkpoint) -> None:
     model = load(bert.path, precision="onnx-fp32", threads=1)
-    from_torch = model(**model.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    from_torch = model(**model.tokenizer(TEXTS, padding=True, return_tensors="pt").to(model.device))
     from_numpy = model(**model.tokenizer(TEXTS, padding=True, return_tensors="np"))
     from_lists = model(**model.tokenizer(TEXTS, padding=True))
     assert isinstance(from_torch.logits, torch.Tensor) and isinstance(from_numpy["logits"], np.ndarray)
