@@ -6,6 +6,7 @@ looks at its settings once, when it is imported.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,3 +77,20 @@ def copy_of(tmp_path: Path) -> Callable[[Checkpoint], Path]:
         return Path(shutil.copytree(checkpoint.path, tmp_path / "copy"))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def run_dir(bert: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose selected candidate is the INT8 file of a real checkpoint."""
+    run: Path = tmp_path_factory.mktemp("pushed") / "run"
+    folder = run / "stages" / "int8-01234567"
+    shutil.copytree(bert.path, folder)
+    report = json.loads((Path(__file__).parents[1] / "render" / "smoke_report.json").read_text())
+    report["candidates"] = [one for one in report["candidates"] if not one["scratch"]]
+    for one in report["candidates"]:
+        if one["id"] == "int8":
+            one |= {"checkpoint": "stages/int8-01234567", "digest": bert.digest, "variant": "onnx-w8a8-dynamic"}
+    (run / "report.json").write_text(json.dumps(report))
+    state = {"schema": "compressor-run/1", "name": "smoke", "steps": [], "pipeline": {}, "created": ""}
+    (run / "run.json").write_text(json.dumps({**state, "status": "finished", "report": "report.json"}))
+    return run

@@ -23,25 +23,7 @@ from compressor.runtime.load import load
 sys.path.append(str(Path(__file__).parents[1] / "checkpoints"))
 from hub_stand_in import TOKEN, Repository, Stand, stand_in
 
-SMOKE = Path(__file__).parents[1] / "render" / "smoke_report.json"
 TEXT = "The people of the United States."
-
-
-@pytest.fixture(scope="module")
-def run_dir(bert: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run whose selected candidate is the INT8 file of a real checkpoint."""
-    run: Path = tmp_path_factory.mktemp("pushed") / "run"
-    folder = run / "stages" / "int8-01234567"
-    shutil.copytree(bert.path, folder)
-    report = json.loads(SMOKE.read_text())
-    report["candidates"] = [one for one in report["candidates"] if not one["scratch"]]
-    for one in report["candidates"]:
-        if one["id"] == "int8":
-            one |= {"checkpoint": "stages/int8-01234567", "digest": bert.digest, "variant": "onnx-w8a8-dynamic"}
-    (run / "report.json").write_text(json.dumps(report))
-    state = {"schema": "compressor-run/1", "name": "smoke", "steps": [], "pipeline": {}, "created": ""}
-    (run / "run.json").write_text(json.dumps({**state, "status": "finished", "report": "report.json"}))
-    return run
 
 
 @pytest.fixture
