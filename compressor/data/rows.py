@@ -159,6 +159,10 @@ def _read_hub(source: DataSource) -> Dataset:
         raise DataError(
             "no such data set on the hub (or no access to it)", where=where, hint="check the name and log in if private"
         ) from error
+    except FileNotFoundError as error:  # a repository without rows, or with none that `datasets` knows
+        raise DataError(
+            "the data set has no files that can be read", where=where, hint="give a local file with `path`"
+        ) from error
     except ConnectionError as error:
         raise DataError(
             "not in the local cache, and the hub cannot be reached",

@@ -98,7 +98,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         elif rest[0] == "tree":
             at = repository.at(rest[1])
             files = {} if at is None else at[1]
-            self.say([{"type": "file", "path": p, "size": len(d), "oid": git_oid(d)} for p, d in sorted(files.items())])
+            self.say(tree_of(files, "/".join(rest[2:]), recursive="recursive=true" in self.path.lower()))
         elif rest[0] == "resolve":
             at = repository.at(rest[1])
             path = "/".join(rest[2:])
@@ -114,7 +114,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         path = self.path.split("?")[0].strip("/")
         if path == "api/validate-yaml":
             self.say({"errors": [], "warnings": []})
-        elif not self.may_write():
+        elif "/paths-info/" not in path and not self.may_write():
             self.refuse(401, "RepoNotFound")
         elif path == "api/repos/create":
             self.create(json.loads(body))
@@ -128,6 +128,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
                     files = json.loads(body)["files"]
                     modes = [{"path": f["path"], "uploadMode": "lfs" if f["size"] >= BIG else "regular"} for f in files]
                     self.say({"files": [{**mode, "shouldIgnore": False} for mode in modes]})
+                elif rest[0] == "paths-info":
+                    wanted, at = json.loads(body)["paths"], repository.at(rest[1])
+                    self.say(files_of({path: data for path, data in at[1].items() if path in wanted} if at else {}))
                 else:
                     self.commit(name, repository, body)
 
@@ -171,9 +174,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def opened(self, path: list[str]) -> tuple[str, Repository, list[str]] | None:
         """The repository that a path names and what is asked of it; refuses what may not be seen."""
-        parts = path[2:] if path[:2] == ["api", "models"] else path
+        parts = path[2:] if path[0] == "api" else path[1:] if path[0] == "datasets" else path
         name, rest = "/".join(parts[:2]), parts[2:]
         self.server.asked.append("/".join(rest))
+        if len(parts) < 2:
+            self.refuse(404, "")
+            return None
         if parts[1] in REFUSALS:
             self.refuse(*REFUSALS[parts[1]])
             return None
@@ -219,6 +225,21 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing on stderr."""
+
+
+def files_of(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    return [{"type": "file", "path": p, "size": len(d), "oid": git_oid(d)} for p, d in sorted(files.items())]
+
+
+def tree_of(files: dict[str, bytes], folder: str, *, recursive: bool) -> list[dict[str, Any]]:
+    """What lies in a folder; the files of its folders in their place where it is asked for."""
+    below = {path: data for path, data in files.items() if path.startswith(f"{folder}/" if folder else "")}
+    n_parts = folder.count("/") + 1 if folder else 0
+    folders = {"/".join(path.split("/")[: n_parts + 1]) for path in below if path.count("/") > n_parts}
+    if recursive:
+        return files_of(below)
+    here = files_of({path: data for path, data in below.items() if path.count("/") == n_parts})
+    return here + [{"type": "directory", "path": path, "size": 0, "oid": git_oid(b"")} for path in sorted(folders)]
 
 
 def git_oid(data: bytes) -> str:

@@ -48,6 +48,12 @@ def test_data_lies_in_the_repository_or_says_how_to_get_it(path: Path) -> None:
             assert committed or (source.how_to_get or "").startswith("python eval/fetch.py ")
 
 
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_hub_data_whose_splits_share_rows_does_not_stop_the_run(path: Path) -> None:
+    data = load_pipeline(path).data
+    assert data.leaks == ("drop" if data.test.hub in ("nyu-mll/glue", "Salesforce/wikitext") else "refuse")
+
+
 def test_the_main_job_does_what_it_promises() -> None:
     main = load_pipeline(REPOSITORY / "pipelines" / "minilm-sentiment.yaml")
     assert [stage.stage for stage in main.stages] == [
