@@ -103,6 +103,12 @@ class SentenceEncoder(nn.Module):
         return self.body.config
 
     @property
+    def vector_width(self) -> int:
+        """Of the vector of a text, d."""
+        linear = [layer for layer in self.head.dense if isinstance(layer, nn.Linear)]
+        return linear[-1].out_features if linear else int(self.body.config.hidden_size) * len(self.head.modes)
+
+    @property
     def base_model(self) -> nn.Module:
         """Where the layers are, as in every model of transformers."""
         return self.body.base_model

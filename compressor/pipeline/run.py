@@ -249,10 +249,10 @@ def _student_work(session: _Session, step: Step, checkpoints: Mapping[str, Check
     model = ModelSource(
         task=session.pipeline.model.task, labels=teacher.content.labels, tokenizer=tokenizer, **dict(student)
     )
-    return _model_work(session, step.source, model)
+    return _model_work(session, step.source, model, teacher if TASKS[model.task].kind == "embedding" else None)
 
 
-def _model_work(session: _Session, step_id: str, model: ModelSource) -> _Work:
+def _model_work(session: _Session, step_id: str, model: ModelSource, pools_like: Checkpoint | None = None) -> _Work:
     trains_tokenizer = model.tokenizer is not None and model.tokenizer.vocab_size is not None
     return _Work(
         id=step_id,
@@ -263,14 +263,14 @@ def _model_work(session: _Session, step_id: str, model: ModelSource) -> _Work:
             config=model.model_dump(
                 exclude={"how_to_get": True, "tokenizer": {"path"}}
             ),  # the files count, not where they lie
-            inputs={"source": source_identity(model)},
+            inputs={"source": source_identity(model)} | ({"pools_like": pools_like.digest} if pools_like else {}),
             data={"train": session.data.digests["train"]} if trains_tokenizer else {},
             versions=library_versions(),
             seed=session.pipeline.seed,
         ),
         scratch=False,
         force=False,
-        make=lambda out_dir, ctx: make_source(model, out_dir, ctx),
+        make=lambda out_dir, ctx: make_source(model, out_dir, ctx, pools_like=pools_like and pools_like.path),
     )
 
 

@@ -42,7 +42,7 @@ from compressor.stages.fitting import (
 from compressor.stages.kept_tokens import teacher_rows
 from compressor.stages.rows import fill_vectors
 from compressor.stages.sealing import Made, seal_module
-from compressor.stages.teaching import teaches_the_head, terms_of
+from compressor.stages.teaching import check_vectors, teaches_the_head, terms_of
 from compressor.training.inside import Inside
 from compressor.training.objective import (
     RelationTerm,
@@ -82,6 +82,7 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
             with_head(module, place.path, ctx.task) for module, place in ((student, source), (taught, teacher))
         )
         if splits.validation is not None:
+            check_vectors(config.losses, pupil, master, has_labels=splits.validation[0]["labels"] != ())
             splits = replace(
                 splits, validation=fill_vectors(splits.validation, master, splits.pad_id, ctx.target.device)
             )

@@ -16,7 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from compressor.checkpoints.files import content_files, digest_json, link_or_copy, sha256_file
 from compressor.checkpoints.hub import resolve
 from compressor.checkpoints.manifest import MANIFEST_NAME
-from compressor.checkpoints.sentence import MODULES, read_sentence_modules, sentence_files, write_sentence_modules
+from compressor.checkpoints.sentence import (
+    MODULES,
+    read_sentence_modules,
+    sentence_files,
+    set_pooling_width,
+    write_sentence_modules,
+)
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.checkpoints.vocabulary import KEPT_TOKENS
 from compressor.data.tokenize import load_tokenizer, train_tokenizer
@@ -87,8 +93,12 @@ def prompt_texts(model: ModelSource, asked: Mapping[Column, str] | None) -> dict
     return {"text": default, "text_pair": default} if default else {}
 
 
-def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpoint:
+def make_source(model: ModelSource, out_dir: Path, ctx: StageContext, *, pools_like: Path | None = None) -> Checkpoint:
     """The checkpoint with the id `model`.
+
+    Args:
+        pools_like: of an embedder's student, its teacher's folder: where the student does not say how it pools, it does
+            so as its teacher, with the same prompts.
 
     Raises:
         CheckpointError: no such folder or repository, weights are missing from it, or class names that do not match
@@ -102,7 +112,7 @@ def make_source(model: ModelSource, out_dir: Path, ctx: StageContext) -> Checkpo
         loaded = _from_config(model, out_dir, ctx) if model.config is not None else _from_folder(model, out_dir, ctx)
         _check_length(loaded.module.config, ctx.max_tokens)
         if ctx.task.kind == "embedding":
-            _settle_pooling(model, out_dir, loaded.module.config.hidden_size)
+            _settle_pooling(model, out_dir, loaded.module.config.hidden_size, pools_like)
     if loaded.new_weights:
         names = ", ".join(loaded.new_weights[:4]) + (", ..." if len(loaded.new_weights) > 4 else "")
         ctx.emit(Note(SOURCE_ID, f"new weights drawn from seed {ctx.seed}: {names}"))
@@ -175,8 +185,8 @@ def _sentence_files(folder: Path, task: Task) -> list[str]:
     return sentence_files(folder)
 
 
-def _settle_pooling(model: ModelSource, out_dir: Path, width: int) -> None:
-    """The folder says how it pools, or the pipeline does; never both."""
+def _settle_pooling(model: ModelSource, out_dir: Path, width: int, pools_like: Path | None) -> None:
+    """The folder says how it pools, or the pipeline does, never both; or, of a student, its teacher."""
     if (out_dir / MODULES).is_file():
         if model.pooling is not None:
             raise UserError(
@@ -184,6 +194,12 @@ def _settle_pooling(model: ModelSource, out_dir: Path, width: int) -> None:
                 where="model.pooling",
                 hint="remove model.pooling",
             )
+        return
+    modules = read_sentence_modules(pools_like) if pools_like is not None else None
+    if pools_like is not None and modules is not None:
+        for name in sentence_files(pools_like):
+            link_or_copy(pools_like / name, out_dir / name)
+        set_pooling_width(out_dir, modules, width)
         return
     if model.pooling is None:
         raise UserError(

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.errors import UnsupportedError, UserError
+from compressor.methods.pooling import SentenceEncoder
 from compressor.methods.surgery import hidden_width
 from compressor.spec.distillation import AttentionLoss, DistillLosses, PkdLoss, RelationLoss
 from compressor.spec.tasks import Task
@@ -65,6 +67,32 @@ def terms_of(losses: DistillLosses, student: PreTrainedModel, teacher: PreTraine
     if losses.pkd is not None and losses.pkd.weight:
         found.append(_pkd(losses.pkd, student, teacher, task))
     return tuple(found)
+
+
+def check_vectors(losses: DistillLosses, student: nn.Module, teacher: nn.Module, *, has_labels: bool) -> None:
+    """Refuse two embedders whose vectors of a text differ in width where these are compared.
+
+    Args:
+        has_labels: whether the validation rows say how alike two texts are; else it is judged by the teacher's vectors.
+
+    Raises:
+        UserError: names both widths.
+    """
+    if not (isinstance(student, SentenceEncoder) and isinstance(teacher, SentenceEncoder)):
+        return
+    ours, theirs = student.vector_width, teacher.vector_width
+    if ours == theirs:
+        return
+    widths = f"but the student's are {ours} wide and the teacher's {theirs}"
+    if losses.output is not None and losses.output.weight:
+        hint = "use losses.hidden or losses.relations, which take any widths, and `losses: {output: null}`"
+        raise UserError(f"losses.output compares vectors of one width, {widths}", hint=hint)
+    if not has_labels:
+        raise UserError(
+            f"texts without labels are validated by the teacher's vectors, {widths}",
+            where="data.validation",
+            hint="give pairs with a label that says how alike they are",
+        )
 
 
 def teaches_the_head(losses: DistillLosses) -> bool:

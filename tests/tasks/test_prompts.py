@@ -11,11 +11,13 @@ from test_task_stages import TRAINING, EraRows, Made, prepare
 
 import compressor
 from compressor.checkpoints.files import sha256_file
+from compressor.checkpoints.sentence import read_sentence_modules
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.splits import open_stage_data, open_test_data
 from compressor.errors import CheckpointError, UserError
 from compressor.schema.events import Event, Note
-from compressor.spec.sources import ModelSource
+from compressor.spec.distillation import DistillLosses
+from compressor.spec.sources import ModelSource, TokenizerSource
 from compressor.spec.stages import Distill
 from compressor.spec.tasks import TASKS
 from compressor.stages.source import make_source, prompt_texts
@@ -119,4 +121,35 @@ def test_a_student_that_puts_another_prompt_is_refused(made: Made) -> None:
     config = Distill(stage="distill", id="taught", teacher="model", training=TRAINING, losses=losses)
     told = "the teacher 'model' puts 'passage: ' before every text that it encodes, the student 'model' puts ''"
     with pytest.raises(UserError, match=told):
+        made.run(config, student, teacher)
+
+
+def test_a_student_that_does_not_say_how_it_pools_does_so_as_its_teacher(made: Made) -> None:
+    teacher = make_source(model_at(folder_with(made, "teacher", PROMPTS)), made.root / "out", made.context("teacher"))
+    shape = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 16, "max_position_embeddings": 64}  # fmt: skip
+    tokenizer = TokenizerSource(path=str(teacher.path))
+    model = ModelSource(task="sentence-embedding", config=shape, tokenizer=tokenizer)
+    context = made.context("student")
+    student = make_source(model, made.root / "narrow", context, pools_like=teacher.path)
+    ours, theirs = (read_sentence_modules(one.path) for one in (student, teacher))
+    assert ours == theirs and ours is not None and ours.default_prompt == "document"
+    widths = [
+        json.loads((one.path / "1_Pooling" / "config.json").read_text())["word_embedding_dimension"]
+        for one in (student, teacher)
+    ]
+    assert widths == [16, 32]
+    losses = {"logits": None, "hidden": {"kind": "mse"}}
+    config = Distill(stage="distill", id="taught", teacher="model", training=TRAINING, losses=losses)
+    assert read_sentence_modules(made.run(config, student, teacher).path) == theirs
+    asked = config.model_copy(update={"losses": DistillLosses(logits=None, output={"kind": "mse"})})
+    with pytest.raises(UserError, match=r"losses\.output compares vectors of one width, but the student's are 16 wide"):
+        made.run(asked, student, teacher)
+    for split in ("validation", "train"):
+        path = made.root / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({"text": row["sentence1"]}) + "\n" for row in rows))
+    with pytest.raises(
+        UserError, match=r"texts without labels are validated by the teacher's vectors"
+    ):
         made.run(config, student, teacher)
