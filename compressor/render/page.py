@@ -18,6 +18,7 @@ from compressor.render.page_energy import energy_bands
 from compressor.render.page_figures import (
     Drawn,
     StageRecord,
+    across_runs,
     kept_structure,
     pareto,
     plotly_js,
@@ -254,11 +255,12 @@ def _comparison(reports: Sequence[Report]) -> str:
             rows.append((name, "no candidate", *[words.NONE] * 5))
             continue
         first = next(iter(winner.measurements), None)
+        judged = across_runs(winner.quality) if winner.quality else None
         rows.append(
             (
                 name,
                 winner.id,
-                "; ".join(f"{row.metric} {words.quality(row)}" for row in winner.quality[:1]) or words.NONE,
+                words.NONE if judged is None else f"{judged.metric} {words.quality(judged)}",
                 words.NONE if first is None else words.ratio(first.cpu_s_per_token_ratio),
                 words.NONE if first is None else words.ratio(first.latency_ratio),
                 f"{winner.size_bytes / 1e6:.1f} MB",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from compressor.errors import MissingPackageError
@@ -27,6 +27,10 @@ except ImportError:
 
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#3f7fd6", "#d9762b", "#2f9e6e", "#8c8c8c", "#9a6bd0"
 SHARES = ("accuracy", "macro_f1", "top1_agreement")
+Box = tuple[float, float, float, float]
+"""Left, right, low, high, as fractions of the axes."""
+PHONE, DESK = 0.022, 0.012
+"""Width of a letter on a narrow and on a usual screen, as a fraction of the axis."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,10 @@ def waterfall(report: Report, chain: Sequence[Candidate], workload: str, phase: 
             for number, (one, row) in enumerate(steps)
         ),
     )
+    n_steps = "1 step" if len(names) == 2 else f"{len(names) - 1} steps"
     text = (
         f"From {names[0]} to {names[-1]}, CPU time per token goes from {words.significant(costs[0])} to "
-        f"{words.significant(costs[-1])} microseconds in {len(names) - 1} steps, and {metric} from "
+        f"{words.significant(costs[-1])} microseconds in {n_steps}, and {metric} from "
         f"{words.quality(rows[0])} to {words.quality(rows[-1])}."
     )
     return Drawn(f"What each step earns and costs: {workload}, {phase}", text, styled(figure, 520), table)
@@ -169,8 +174,15 @@ def relative_points(report: Report, row_of: Mapping[str, Measurement], prefix: s
         if not one.quality or row is None or (ratio is None and one.id != report.baseline):
             continue
         value, ci95 = (1.0, None) if ratio is None or one.id == report.baseline else (ratio.value, ratio.ci95)
-        points.append(Point(f"{prefix}: {name_of(report, one.id)}", one.quality[0], value, ci95, prefix))
+        points.append(Point(f"{prefix}: {name_of(report, one.id)}", across_runs(one.quality), value, ci95, prefix))
     return points
+
+
+def across_runs(rows: Sequence[Quality]) -> Quality:
+    """The row that may be held against another run's: a token is what a vocabulary makes it, a byte is a byte."""
+    if rows[0].metric == "token_perplexity":
+        return next((row for row in rows if row.metric == "byte_perplexity"), rows[0])
+    return rows[0]
 
 
 def dominated(points: Sequence[Point]) -> list[bool]:
@@ -235,23 +247,50 @@ def cost_scale(costs: Sequence[float]) -> dict[str, Any]:
 
 
 def label_places(points: Sequence[Point], grey: Sequence[bool]) -> dict[str, str]:
-    """Where each name stands beside its point; what is not dominated goes first, and names that would cover another
-    are left to the table.
+    """Where each name stands beside its point: the winner and the baseline first, then what is not dominated. A name
+    that would cover a point or another name is left to the table. A place that is wide enough on a phone goes first.
     """
-    low, high = min(point.cost for point in points) / 1.5, max(point.cost for point in points) * 2
-    order = sorted(range(len(points)), key=lambda number: (grey[number], points[number].cost))
-    taken: list[tuple[str, float, float]] = []
+    at = [_fraction(point.cost, [one.cost for one in points]) for point in points]
+    ends = [end for point in points for end in _ends(point.quality)]
+    span = (max(ends) - min(ends)) * 1.1 or 1.0
+    up = [0.05 + (point.quality.value - min(ends)) / span for point in points]
+    marks = [(x - 0.01, x + 0.01, y - 0.012, y + 0.012) for x, y in zip(at, up, strict=True)]
+    taken = {PHONE: marks, DESK: list(marks)}
+    first = ("(selected)", "(baseline)")
+    order = [(not one.name.endswith(first), flag, one.cost) for one, flag in zip(points, grey, strict=True)]
     places = {}
-    for number in order:
-        at = math.log(points[number].cost / low) / math.log(high / low)
-        width = 0.02 + 0.012 * len(points[number].name)  # of the axis, on a screen of usual width
-        side, start = ("left", at - width) if at > 0.7 else ("right", at)
-        for level in ("top", "bottom"):
-            if all(level != other or start > right or start + width < left for other, left, right in taken):
-                taken.append((level, start, start + width))
+    for number in sorted(range(len(points)), key=lambda number: order[number]):
+        for per_letter, side, level in product((PHONE, DESK), ("right", "left"), ("top", "bottom")):
+            boxes = {width: _box(at[number], up[number], points[number].name, side, level, width) for width in taken}
+            box = boxes[per_letter]
+            if box[0] >= 0 and box[1] <= 1 and not any(_overlap(box, other) for other in taken[per_letter]):
                 places[points[number].name] = f"{level} {side}"
+                for width, own in boxes.items():
+                    taken[width].append(own)
                 break
     return places
+
+
+def _box(x: float, y: float, name: str, side: str, level: str, per_letter: float) -> Box:
+    width = 0.02 + per_letter * len(name)
+    left, middle = (x if side == "right" else x - width), y + (0.045 if level == "top" else -0.045)
+    return left, left + width, middle - 0.03, middle + 0.03
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] <= other[1] and one[1] >= other[0] and one[2] <= other[3] and one[3] >= other[2]
+
+
+def _fraction(cost: float, costs: Sequence[float]) -> float:
+    """How far along the axis of `cost_scale` a cost lies, 0 to 1."""
+    low, high = min(costs), max(costs)
+    if high <= 4 * low:
+        return cost / (high * 1.25)
+    return math.log(cost * 1.5 / low) / math.log(high * 3 / low)
+
+
+def _ends(row: Quality) -> tuple[float, float]:
+    return (row.value, row.value) if row.ci95 is None else (row.ci95.low, row.ci95.high)
 
 
 def _scaled(ci95: Interval | None, scale: float) -> Interval | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,15 @@ pytest.importorskip("plotly", reason="the page needs the extra [page]")
 from test_render import JOULES, unmarked_joules
 
 from compressor.render.page import chain_of, page
-from compressor.render.page_figures import Point, StageRecord, dominated, kept_structure, plotly_js
+from compressor.render.page_figures import (
+    Point,
+    StageRecord,
+    across_runs,
+    dominated,
+    kept_structure,
+    label_places,
+    plotly_js,
+)
 from compressor.schema.certificate import Certificate, CertifiedFigure, CertifiedFile
 from compressor.schema.report import Quality, Report, read_report
 
@@ -155,6 +164,29 @@ def test_dominated_is_no_better_in_anything_and_worse_in_something() -> None:
     assert dominated([point(1, 20, "token_perplexity"), point(2, 30, "token_perplexity")]) == [False, True]
 
 
+def test_names_stand_where_they_cover_nothing_and_the_best_get_the_first_place() -> None:
+    apart = [point(0.2, 0.9), replace(point(1.0, 0.9), name="one long name (baseline)"), point(1.01, 0.3)]
+    places = label_places(apart, dominated(apart))
+    assert set(places) == {one.name for one in apart}
+    assert places["one long name (baseline)"] == "top left", "on the right it would leave the figure"
+    heap = [replace(point(1.0, 0.9), name=f"a long name {number}") for number in range(9)]
+    places = label_places([*heap, point(0.9, 0.95)], [True] * 9 + [False])
+    assert places["0.9"] == "top right" and len(places) < 10, "what finds no place is left to the table"
+    assert len(set(places.values())) == len(places)
+
+
+def test_language_models_of_two_runs_meet_on_bytes() -> None:
+    """A token is what a vocabulary makes it: its perplexity says nothing beside another vocabulary's."""
+    token, byte = (
+        point(1, value, metric).quality for value, metric in ((400.0, "token_perplexity"), (5.0, "byte_perplexity"))
+    )
+    assert across_runs((token, byte)) == byte and across_runs((token,)) == token
+    candidates = tuple(one.model_copy(update={"quality": (token, byte)}) for one in REPORT.candidates)
+    report = REPORT.model_copy(update={"candidates": candidates})
+    seen = text_of(page(report, report.model_copy(update={"name": "second"})))
+    assert "not dominated on byte_perplexity and cost" in seen and "second int8 byte_perplexity 5" in seen
+
+
 def test_kept_structure_counts_a_skipped_part_as_nothing() -> None:
     record = StageRecord("p", structure={"layers_kept": "0", "layers": [{**KEPT, "skip": ["attention"]}]})
     drawn = kept_structure(record, CONFIG)
@@ -202,6 +234,34 @@ def test_chromium_draws_every_figure_without_an_error_and_nothing_hangs_over(tmp
     assert len(re.findall(r'class="[^"]*js-plotly-plot', drawn)) == N_FIGURES
     assert int(re.search(r'data-over="(-?\d+)"', drawn)[1]) <= 0  # type: ignore[index]
     assert 'data-dark="true"' in drawn
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2, relative luminance of `#rrggbb`."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_every_text_stands_out_from_its_ground(mode: int) -> None:
+    css = re.search(r"<style>(.*?)</style>", PAGE, flags=re.DOTALL)
+    assert css is not None
+    colours = dict(
+        re.findall(r"--(\w+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", css[1], flags=re.DOTALL)[mode])
+    )
+    assert set(colours) == {"paper", "card", "ink", "soft", "line", "link", "met", "missed", "open"}
+    for ground in ("paper", "card"):
+        for text in ("ink", "soft", "link", "met", "missed", "open"):
+            low, high = sorted((luminance(colours[ground]), luminance(colours[text])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, f"{text} on {ground}"
+
+
+def test_the_keyboard_reaches_what_scrolls_and_unfolds() -> None:
+    seen = without_script(PAGE)
+    assert all('tabindex="0"' in tag and "aria-label=" in tag for tag in re.findall(r'<div class="scroll"[^>]*>', seen))
+    assert seen.count("<details") == seen.count("<summary") >= N_FIGURES
+    assert ".scroll:focus-visible, summary:focus-visible" in PAGE and "<html lang=" in PAGE
 
 
 def test_equal_reports_give_equal_pages() -> None:
