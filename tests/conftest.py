@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,6 +106,40 @@ def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory, sotu_text: dict[str,
         BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class SmallDisk:
+    """A file system of its own, and a file on it that leaves as much room as a test wants.
+
+    Attributes:
+        path: where it is mounted.
+    """
+
+    SIZE = 8 << 20
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def leave(self, n_bytes: int) -> None:
+        """Leave so many bytes free, rounded to pages."""
+        ballast = self.path / "ballast"
+        ballast.unlink(missing_ok=True)
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.path).free - n_bytes)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 8 MB that really fills."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SmallDisk.SIZE}", "small-disk", str(path)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount the small disk that this test fills")
+    try:
+        yield SmallDisk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)  # a mapped file may still be open
 
 
 def save_byte_bpe(folder: Path, text: Path) -> tuple[int, int]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from compressor.errors import StageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_WORDS = {
+    "No space left on device": "No space left on device",  # safetensors
+    "unexpected pos": "torch could not write a file to its end",  # its own writer gives no reason
+}
 
 
 def sha256_file(path: Path) -> str:
@@ -54,6 +64,24 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise _not_written(path, error) from error
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turn what any library says when the disk fills, while it writes below a folder, into one error of ours.
+
+    Raises:
+        StageError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise _not_written(folder, error) from error
+        for said, reason in _FULL_IN_WORDS.items():
+            if said in str(error):
+                raise _not_written(folder, OSError(errno.ENOSPC, reason)) from error
+        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from compressor.checkpoints.files import write_whole
 from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.errors import CheckpointError, UserError
 
@@ -56,7 +57,8 @@ def finished(folder: Path, fingerprint: str) -> Checkpoint | None:
 def partial_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
     """The working folder of a step in progress: yields (out_dir, workdir) and holds the lock.
 
-    `workdir` outlives a crash, so training resumes from it; `out_dir` starts empty each time.
+    `workdir` outlives a crash, so training resumes from it; `out_dir` starts empty each time, and is removed when
+    anything fails: a disk that filled has room again.
 
     Raises:
         UserError: another process is working on the same stage.
@@ -73,7 +75,10 @@ def partial_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
             ) from None
         shutil.rmtree(out_dir, ignore_errors=True)
         out_dir.mkdir()
-        yield out_dir, workdir
+        try:
+            yield out_dir, workdir
+        finally:
+            shutil.rmtree(out_dir, ignore_errors=True)  # where it was published, it is there no longer
 
 
 def publish(folder: Path) -> Checkpoint:
@@ -134,10 +139,12 @@ class RunState:
                 step.status = "interrupted"
 
     def write(self, run_dir: Path) -> None:
-        """Write run.json, whole or not at all."""
-        partial = run_dir / "run.json.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1, default=str) + "\n")
-        partial.replace(run_dir / "run.json")
+        """Write run.json, whole or not at all.
+
+        Raises:
+            StageError: the disk is full.
+        """
+        write_whole(run_dir / "run.json", json.dumps(asdict(self), indent=1, default=str) + "\n")
 
 
 def read_run(run_dir: Path) -> RunState:

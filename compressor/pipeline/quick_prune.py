@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from compressor.checkpoints.files import full_disk_named
 from compressor.checkpoints.fingerprint import fingerprint, library_versions
 from compressor.checkpoints.hub import resolve
 from compressor.checkpoints.store import Checkpoint
@@ -130,7 +131,7 @@ def prune_folder(
         emit=emit,
         workdir=out,
     )
-    with partial_folder(out) as (out_dir, workdir):
+    with full_disk_named(out), partial_folder(out) as (out_dir, workdir):
         try:
             line = _Line(ctx, workdir)
             source = line.source(folder, task)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compressor import energy
-from compressor.checkpoints.files import sha256_file
+from compressor.checkpoints.files import full_disk_named, sha256_file
 from compressor.checkpoints.fingerprint import fingerprint, library_versions
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.splits import StageData
@@ -140,9 +140,10 @@ def run(
     _make_run_folder(run_dir)
     emit(RunStarted(pipeline=validated.name, run_dir=str(run_dir), stages=tuple(step.id for step in state.steps)))
     try:
-        session = _Session(validated, plan, run_dir, state, stage_data, calibration, emit)
-        checkpoints, skipped = _run_steps(session, steps, forced)
-        report = _judge(session, steps, checkpoints, skipped, metrics) if until is None else None
+        with full_disk_named(run_dir):
+            session = _Session(validated, plan, run_dir, state, stage_data, calibration, emit)
+            checkpoints, skipped = _run_steps(session, steps, forced)
+            report = _judge(session, steps, checkpoints, skipped, metrics) if until is None else None
         state.status = "finished"
         return RunResult(run_dir=run_dir, checkpoints=checkpoints, report=report)
     except KeyboardInterrupt:
@@ -368,7 +369,7 @@ def _make_or_find(session: _Session, work: _Work) -> tuple[Checkpoint, bool]:
     session.state.write(session.run_dir)
     try:
         session.emit(StageStarted(stage=work.id, kind=work.kind))
-        with partial_folder(folder) as (out_dir, workdir):
+        with full_disk_named(folder), partial_folder(folder) as (out_dir, workdir):
             work.make(out_dir, _context(session, work.fingerprint, workdir))
             checkpoint = publish(folder)
     except KeyboardInterrupt:

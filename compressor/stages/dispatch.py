@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_never
 
+from compressor.checkpoints.files import full_disk_named
 from compressor.checkpoints.store import Checkpoint
 from compressor.spec.stages import Distill, Export, Finetune, Prune, Quantize, Stage, TrimVocabulary, Tune
 from compressor.stages.context import DistillInput, SourceInput, StageContext, StageInputs
@@ -26,7 +27,16 @@ def run_stage(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageConte
 
 
 def run_here(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageContext) -> Checkpoint:
-    """Do one stage in this process."""
+    """Do one stage in this process.
+
+    Raises:
+        CompressorError: whatever the stage found wrong, a full disk too.
+    """
+    with full_disk_named(out_dir):
+        return _run(config, inputs, out_dir, ctx)
+
+
+def _run(config: Stage, inputs: StageInputs, out_dir: Path, ctx: StageContext) -> Checkpoint:
     # torch is imported with the first stage that runs, so that planning and skipping stay light
     source = SourceInput(inputs.source)
     match config:

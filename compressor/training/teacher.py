@@ -8,6 +8,7 @@ names the digests they were computed from: outputs of another teacher or of othe
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -259,6 +260,8 @@ def _compute(
         )
         for array in arrays
     }
+    for array in arrays:
+        _reserve(folder / f"{array.name}.npy")
     starts = _starts(lengths)
     n_done = 0
     for batch in batches_by_length(rows, BATCH_ROWS, pad_id=pad_id):
@@ -274,6 +277,13 @@ def _compute(
         emit(Progress(stage, "teacher outputs", n_done, len(rows)))
     for file in files.values():
         file.flush()
+
+
+def _reserve(path: Path) -> None:
+    """Take the whole file's room on the disk now: a mapped file that finds the disk full later ends the process."""
+    if hasattr(os, "posix_fallocate"):  # not on every system
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 class _Cached:

@@ -69,7 +69,7 @@ def test_the_state_of_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> No
     state.step("cut").error = "diverged"
     state.write(tmp_path)
     assert read_run(tmp_path) == state
-    assert not (tmp_path / "run.json.partial").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
