@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,10 @@ from compressor.integrations.energy_facts import J_PER_KWH, amount_of, chosen, i
 from compressor.integrations.exports import FORMATS, export_results
 from compressor.integrations.prometheus import HELP, prometheus
 from compressor.integrations.sci import sci_inputs
-from compressor.schema.report import EnergyFigure
+from compressor.render.card import model_card
+from compressor.schema.report import EnergyFigure, read_report
 
+SMOKE = Path(__file__).parents[1] / "render" / "smoke_report.json"
 ESTIMATED, MEASURED = finished(), finished(measured=True)
 CARBON = {"g_per_kwh": 400.0, "year": 2024, "source": "somebody"}
 
@@ -209,3 +212,11 @@ def test_folders_that_were_measured_without_a_pipeline_are_exported_too() -> Non
     report = finished(measured=True, pipeline={})
     for name in FORMATS:
         assert export_results(report, name)
+
+
+def test_no_export_claims_that_a_law_is_kept_or_borrows_the_name_of_a_score() -> None:
+    claims = re.compile(r"compl(?:y|ies|iant|iance)\b|\bAI Act\b|energy score|\bregulation", re.IGNORECASE)
+    assert claims.search("This model complies with the AI Act.")
+    texts = {name: export_results(report, name) for name in FORMATS for report in (ESTIMATED, MEASURED)}
+    texts["card"] = model_card(read_report(SMOKE))
+    assert [name for name, text in texts.items() if claims.search(text)] == []

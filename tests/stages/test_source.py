@@ -59,6 +59,21 @@ def test_a_head_that_is_there_is_kept(bert: Shelf, tiny_bert_dir: Path, tmp_path
     assert load_module(made).config.id2label == dict(enumerate(ERAS))
 
 
+def test_a_model_of_the_hub_is_recorded_with_the_commit_that_its_revision_meant(
+    bert: Shelf, tiny_bert_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def resolve(*name: object) -> tuple[Path, str]:
+        asked.append(name)
+        return tiny_bert_dir, "c0ffee"
+
+    monkeypatch.setattr("compressor.stages.source.resolve", resolve)
+    made = source(bert, tmp_path, hub="org/model", revision="main", labels=ERAS)
+    assert made.record.realised["origin"] == {"commit": "c0ffee"}
+    assert set(asked) == {("org/model", "main")}
+
+
 def test_a_missing_head_is_drawn_from_the_seed_and_recorded(
     bert: Shelf, headless: Path, tmp_path: Path, events: list[Event]
 ) -> None:
