@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compressor.pipeline.dry_run import dry_run
 from compressor.pipeline.teaching import cache_bytes, losses_text
+from compressor.spec.load import load_pipeline
 from compressor.spec.stages import Distill
 from compressor.spec.tasks import TASKS
 
@@ -43,3 +47,15 @@ def test_bytes_of_a_language_models_cache() -> None:
     assert cache_bytes(stage(), GPT2, task, 10, 1000) == 10 * 1000 * 2
     assert cache_bytes(stage(losses={"logits": {"top_k": 64}}), GPT2, task, 10, 1000) == 10 * 64 * 6
     assert cache_bytes(stage(), {"model_type": "bert"}, task, 10, 1000) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [("10", r"about 0\.\d\d GB of the teacher's outputs cached"), ("1e-5", "above cache_limit_gb 1e-05")],
+)
+def test_the_dry_run_prints_the_losses_and_the_size_of_the_cache(limit: str, said: str) -> None:
+    overrides = [f"stages.student.cache_limit_gb={limit}"]
+    found = dry_run(load_pipeline(Path("pipelines/smoke-decoder.yaml"), overrides=overrides)).checks
+    text = next(check.text for check in found if check.name == "losses of student")
+    assert text.startswith("labels ") and "logits " in text
+    assert re.search(said, text), text
