@@ -5,16 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import compressor
 from compressor.cli.app import COMMANDS, ENERGY_COMMANDS, build
-from compressor.errors import UserError
+from compressor.errors import MissingPackageError, UserError
 
 REPORT = Path(__file__).parent.parent / "render" / "smoke_report.json"
 EVERY = {**COMMANDS, **{f"energy {name}": one for name, one in ENERGY_COMMANDS.items()}}
@@ -26,6 +29,19 @@ def test_every_command_speaks_json_and_shows_an_example(name: str) -> None:
     assert "as_json" in inspect.signature(command).parameters
     example = (inspect.getdoc(command) or "").rpartition("Example: ")[2]
     assert example.startswith(f"compressor {name}"), "the last line of the help is an example of this very command"
+
+
+def test_every_extra_has_an_error_that_names_it() -> None:
+    """The code says `MissingPackageError(..., extra=...)`; so does the script that fetches, for the one it needs."""
+    root = Path(compressor.__file__).parents[1]
+    declared = set(tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    sources = [path.read_text(encoding="utf-8") for path in (root / "compressor").rglob("*.py")]
+    named = {name for source in sources for name in re.findall(r'\bextra(?:: str)? ?= ?"([a-z-]+)"', source)}
+    assert "-e '.[torch,gguf]'" in (root / "eval" / "fetch.py").read_text(encoding="utf-8")
+    named -= {"forbid"}  # what pydantic calls an extra key
+    assert named == declared - {"dev", "gguf"}
+    for name in named:
+        assert f"pip install 'joule-compressor[{name}]'" in str(MissingPackageError("x", extra=name, needed_for="y"))
 
 
 @pytest.fixture

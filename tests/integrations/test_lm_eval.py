@@ -12,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from stand_ins import install_harness
 
 from compressor.data.tokenize import load_tokenizer, windows
+from compressor.errors import UnsupportedError
 from compressor.measurement.folders import measure
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra [lm-eval]")
@@ -55,6 +57,43 @@ def test_token_perplexity_is_the_harness_rolling_loglikelihood(tiny_gpt2_dir: Pa
     perplexity = next(row for row in report.candidates[0].quality if row.metric == "token_perplexity")
     assert perplexity.n == n_tokens
     assert perplexity.value == pytest.approx(math.exp(-rolling / n_tokens), rel=1e-3)
+
+
+def test_without_the_harness_our_side_scores_texts_as_perplexity_does(
+    tiny_gpt2_dir: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    install_harness(monkeypatch)
+    from compressor.integrations.lm_eval import CompressorLM
+
+    requests = [SimpleNamespace(args=(text,)) for text in texts]
+    one, several = (CompressorLM(str(tiny_gpt2_dir), max_length=LENGTH, batch_size=size) for size in (1, 3))
+    alone, together = one.loglikelihood_rolling(requests), several.loglikelihood_rolling(requests)
+    assert together == pytest.approx(alone, rel=1e-5)
+    # The windows that our perplexity is made of, through the stock model.
+    tokenizer, stock = load_tokenizer(tiny_gpt2_dir), GPT2LMHeadModel.from_pretrained(tiny_gpt2_dir)
+    expected, n_tokens = 0.0, 0
+    for window in windows(tokenizer, [tokenizer.bos_token + text for text in texts], LENGTH + 1, LENGTH):
+        ids = torch.tensor(window.ids)
+        with torch.inference_mode():
+            log_p = stock(ids[None, :-1]).logits[0].double().log_softmax(-1)  # (T - 1, V)
+        expected += float(log_p[torch.arange(len(ids) - 1), ids[1:]][-window.n_scored :].sum())
+        n_tokens += window.n_scored
+    assert n_tokens == sum(len(one.tok_encode(text)) for text in texts)
+    assert sum(alone) == pytest.approx(expected, rel=1e-5)
+    whole = one.model.generate("The people of", max_new_tokens=6)[0]
+    settings: dict[str, Any] = {"until": whole[3:5], "max_gen_toks": 6}
+    assert one.generate_until([SimpleNamespace(args=("The people of", settings))]) == [whole.partition(whole[3:5])[0]]
+
+
+def test_an_encoder_has_no_text_to_score(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_harness(monkeypatch)
+    from compressor.integrations.lm_eval import CompressorLM
+
+    with pytest.raises(UnsupportedError, match="a sequence-classification model has no text to score"):
+        CompressorLM(str(tiny_bert_dir))
 
 
 @needs_harness
@@ -104,9 +143,7 @@ metric_list:
     assert results["word_perplexity,none"] > 1 and results["bits_per_byte,none"] > 0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
 def test_without_the_harness_the_extra_is_named() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import compressor.integrations.lm_eval"], capture_output=True, text=True, check=False
-    )
+    program = "import sys; sys.modules['lm_eval'] = None; import compressor.integrations.lm_eval"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "pip install 'joule-compressor[lm-eval]'" in done.stderr

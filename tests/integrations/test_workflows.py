@@ -5,21 +5,37 @@ Each tool has pins of its own, so each has an environment of its own: `make test
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
+import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from finished import finished
+from stand_ins import install_prefect
+from typer.main import get_command
+
+import compressor
+from compressor.cli.app import build
+from compressor.errors import GoalError
+from compressor.schema.events import Event, StageStarted
+from compressor.schema.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "eval" / "integrations"
+PATIENCE_S = 500
+"""Prefect's own server takes most of a minute to start, and several on a busy machine."""
 SHORT = {
     "stages": [
         {"id": "teacher", "stage": "finetune", "training": {"max_steps": 4, "batch_size": 8}},
@@ -47,34 +63,54 @@ def pipeline_file(folder: Path, epochs: float) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * PATIENCE_S)
 @needs("prefect", "prefect")
 def test_a_prefect_flow_is_cancelled_and_the_next_one_resumes(tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log.txt"
     environment = {
         **os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(PATIENCE_S), "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }  # fmt: skip
     command = [sys.executable, str(EXAMPLES / "prefect_flow.py"), str(pipeline_file(tmp_path, 400)), str(run)]
     with log.open("w") as file:
         flow = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + PATIENCE_S
         while not list(run.glob("stages/second-*.partial")):
             assert flow.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.3)
         time.sleep(3)
         flow.send_signal(signal.SIGTERM)  # how Prefect's workers cancel a flow
-        assert flow.wait(timeout=120) != 0
+        assert flow.wait(timeout=PATIENCE_S) != 0
     state = json.loads((run / "run.json").read_text())
     assert state["status"] == "interrupted"
     assert {step["id"]: step["status"] for step in state["steps"]}["teacher"] == "finished"
 
     pipeline_file(tmp_path, 0.2)
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "int8"
     state = json.loads((run / "run.json").read_text())
     assert state["status"] == "finished"
     assert {step["id"]: step["status"] for step in state["steps"]}["teacher"] == "skipped"
+
+
+def test_what_the_prefect_flow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Prefect: the flow runs the pipeline into the folder, and its gate judges what lies there then."""
+
+    def run(pipeline: str, *, out: str, on_event: Callable[[Event], None]) -> SimpleNamespace:
+        on_event(StageStarted("int8", "quantize"))
+        write_report(finished(), Path(out) / "report.json")
+        return SimpleNamespace(report=finished())
+
+    install_prefect(monkeypatch)
+    monkeypatch.setitem(vars(compressor), "run", run)
+    flow = runpy.run_path(str(EXAMPLES / "prefect_flow.py"))["compress_and_gate"]
+    assert flow("pipeline.yaml", str(tmp_path), min_reduction=0.3) == "int8"
+    with pytest.raises(GoalError, match="1 of 1 checks failed"):
+        flow("pipeline.yaml", str(tmp_path), min_reduction=0.9)
 
 
 @needs("airflow", "airflow")
@@ -114,14 +150,17 @@ def test_dvc_reads_the_stages(tmp_path: Path) -> None:
     assert listed.stdout.split() == ["compress", "gate"]
 
 
+def arguments_of(source: str) -> list[list[str]]:
+    """Lists of arguments that Python code gives to `compressor`, as `command=["compressor"], args=[...]`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg == "args" and isinstance(node.value, ast.List):
+            found.append([one.value for one in node.value.elts if isinstance(one, ast.Constant)])
+    return found
+
+
 def test_the_commands_of_every_example_exist() -> None:
     """Examples rot where nobody looks: each command and option that they call is one of ours."""
-    import re
-
-    from typer.main import get_command
-
-    from compressor.cli.app import build
-
     commands = get_command(build()).commands  # type: ignore[attr-defined]
     texts = [path.read_text(encoding="utf-8") for path in [*EXAMPLES.rglob("*.py"), *EXAMPLES.rglob("*.yaml")]]
     texts += [path.read_text(encoding="utf-8") for path in (ROOT / "eval" / "ci").glob("*.yml")]
@@ -134,3 +173,17 @@ def test_the_commands_of_every_example_exist() -> None:
             known = {option for parameter in commands[name].params for option in parameter.opts}
             assert set(re.findall(r"--[a-z][a-z-]+", rest)) <= known, f"compressor {name}{rest}"
     assert seen >= 10
+    listed = arguments_of((EXAMPLES / "kubeflow_pipeline.py").read_text(encoding="utf-8"))
+    assert [words[0] for words in listed] == ["run", "gate"]
+    for name, *words in listed:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, f"compressor {name} {words}"
+
+
+def test_what_the_examples_say_to_each_tool() -> None:
+    """Without the tools: the order of the steps, and the exit codes and folders that they count on."""
+    dvc = yaml.safe_load((EXAMPLES / "dvc" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert list(dvc) == ["compress", "gate"] and dvc["compress"]["outs"] == [{"runs/dvc": {"persist": True}}]
+    assert dvc["gate"]["deps"] == ["runs/dvc/report.json"]
+    dag = (EXAMPLES / "airflow_dag.py").read_text(encoding="utf-8")
+    assert "run >> gate >> push" in dag and "retries=0" in dag
