@@ -5,8 +5,8 @@
 A hub cache is filled with what the hub would give: BERT-base, RoBERTa-base, GPT-2 and SmolLM2-135M as config, random
 weights and a small tokenizer, under the names that the pipelines ask for. Data sets stand in as local files with the
 columns of the real ones. Every training stage takes two steps on a few short rows; export and INT8 follow, nothing is
-measured. The figures say that a pipeline runs and for how long, and nothing of quality. One pipeline at a time, each in
-a process of its own; written to `eval/results/distillation-pipelines.json` after each, and skipped when it is there.
+measured. The figures say that a pipeline runs and what that takes, and nothing of quality. One pipeline at a time, each
+in a process of its own; written to `eval/results/distillation-pipelines.json` after each, and skipped when it is there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "eval" / "results" / "distillation-pipelines.json"
 WORK = ROOT / "runs" / "distillation-pipelines"
 COMMIT = "0" * 40
-STEPS, ROWS, TOKENS = 2, 24, 16
+STEPS, ROWS, TOKENS, VOCABULARY = 2, 24, 32, 2000
 MODELS: dict[str, dict[str, Any]] = {
     "google-bert/bert-base-uncased": {"model_type": "bert", "vocab_size": 30522},
     "FacebookAI/roberta-base": {
@@ -57,8 +57,7 @@ def fill_cache(name: str, cache: Path) -> None:
     """A repository as the hub's client leaves it."""
     import torch
     import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     repository = cache / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / COMMIT
@@ -69,27 +68,28 @@ def fill_cache(name: str, cache: Path) -> None:
     torch.manual_seed(0)
     auto = AutoModelForCausalLM if config.model_type in ("gpt2", "llama") else AutoModel
     auto.from_config(config).save_pretrained(snapshot)
-    is_bert = config.model_type == "bert"
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if is_bert else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]") if is_bert else models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer() if is_bert else pre_tokenizers.ByteLevel()
-    trainer = trainers.WordPieceTrainer if is_bert else trainers.BpeTrainer
-    alphabet = [] if is_bert else pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts("train"), trainer(vocab_size=2000, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    )
-    first, last = ("[CLS]", "[SEP]") if is_bert else ("<s>", "</s>")
-    ids = {token: tokenizer.token_to_id(token) for token in (first, last)}
-    if config.model_type in ("bert", "roberta"):
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A {last}", pair=f"{first} $A {last} $B {last}", special_tokens=list(ids.items())
-        )
-    names = {"pad_token": special[0 if is_bert else 1], "unk_token": special[1 if is_bert else 3]}
-    names |= {"cls_token": first, "sep_token": last, "mask_token": special[4], "eos_token": last}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(snapshot)
+    tokenizer_like(config.model_type, config.vocab_size).save_pretrained(snapshot)
     transformers.utils.logging.set_verbosity_error()
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
+
+
+def tokenizer_like(model_type: str, n_tokens: int) -> Any:
+    """A tokenizer of the model's own class with few words; BERT's, with which students are made, in full length."""
+    from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+    from transformers import BertTokenizer, GPT2Tokenizer, RobertaTokenizer
+
+    if model_type == "bert":
+        pieces = BertWordPieceTokenizer(lowercase=True)
+        pieces.train_from_iterator(texts("train"), vocab_size=VOCABULARY, show_progress=False)
+        vocab = pieces.get_vocab()
+        return BertTokenizer(vocab=vocab | {f"[unused{i}]": i for i in range(len(vocab), n_tokens)})
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if model_type == "roberta" else ["<|endoftext|>"]
+    pairs = ByteLevelBPETokenizer()
+    pairs.train_from_iterator(texts("train"), vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    learned = json.loads(pairs.to_str())["model"]
+    kind = RobertaTokenizer if model_type == "roberta" else GPT2Tokenizer  # SmolLM2's is one of GPT-2's
+    return kind(vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]])
 
 
 def stand_in(pipeline: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def stand_in(pipeline: dict[str, Any], folder: Path) -> dict[str, Any]:
         else:
             path.write_text("\n".join(rows) + "\n")
         pipeline["data"][split] = {"path": str(path)}
-    pipeline["data"] |= {"max_tokens": TOKENS, "calibration_rows": 4}
+    pipeline["data"] |= {"max_tokens": TOKENS, "calibration_rows": 16}
     for stage in pipeline["stages"]:
         if "training" in stage:
             stage["training"] |= {"max_steps": STEPS, "batch_size": 4, "gradient_accumulation": 1}
@@ -133,13 +133,13 @@ def run_one(path: Path) -> dict[str, Any]:
     tried.write_text(yaml.safe_dump(made, sort_keys=False))
     begun = time.monotonic()
     result = compressor.run(tried, out=folder / "run", until=made["stages"][-1]["id"])
-    stages = {
-        name: {
-            "kind": one.record.kind, "parameters": one.record.realised["parameters"], "wall_s": one.record.wall_s,
-            "cpu_s": one.record.cpu_s,
-        }
+    stages = [
+        (
+            name,
+            {"kind": one.record.kind, "parameters": one.record.realised["parameters"], "cpu_s": one.record.cpu_s},
+        )
         for name, one in result.checkpoints.items()
-    }  # fmt: skip
+    ]
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {"stages": stages, "wall_s": time.monotonic() - begun, "peak_memory_mb": peak / 1024}
 
@@ -149,13 +149,14 @@ def write(results: dict[str, Any]) -> None:
     lines = [
         "# The pipelines for users' models, run on random weights of their very shapes", "",
         *(__doc__ or "").split("\n\n")[2].splitlines(), "",
-        "| pipeline | stages that ran (parameters) | seconds | peak memory |", "| --- | --- | ---: | ---: |",
+        "| pipeline | stages that ran (parameters) | CPU-seconds | peak memory |", "| --- | --- | ---: | ---: |",
     ]  # fmt: skip
     for name, found in sorted(results.items()):
         stages = ", ".join(
-            f"{stage} ({one['parameters'] / 1e6:.1f} M)" for stage, one in found["stages"].items() if stage != "model"
+            f"{stage} ({one['parameters'] / 1e6:.1f} M)" for stage, one in found["stages"] if stage != "model"
         )
-        lines.append(f"| {name} | {stages} | {found['wall_s']:.0f} | {found['peak_memory_mb']:,.0f} MB |")
+        cpu_s = sum(one["cpu_s"] for _, one in found["stages"])
+        lines.append(f"| {name} | {stages} | {cpu_s:.0f} | {found['peak_memory_mb']:,.0f} MB |")
     missing = [path.stem for path in PIPELINES if path.stem not in results]
     lines += ["", f"Not run yet: {', '.join(missing) or 'none'}.", ""]
     RESULTS.with_suffix(".md").write_text("\n".join(lines))
