@@ -1,13 +1,15 @@
 """Forward or reverse KL, or no teacher, for a decoder of half its teacher's depth at equal cost.
 
     python eval/fetch.py sotu
-    python eval/distillation/decoders.py run [--seeds 0 1 2] [--at-most N]
+    python eval/distillation/decoders.py run [--seeds 0 1 2] [--at-most N] [--teacher FOLDER]
     python eval/distillation/decoders.py report
+    python eval/distillation/decoders.py run --smoke    # a few steps each, kept apart
 
 A GPT-2 of four layers is trained on State of the Union addresses to 2004; its student starts with two of its layers and
 goes on with the text alone, with forward KL, or with reverse KL, each for the same CPU-seconds (a pilot times their
 steps; the teacher runs beside a taught student, in the same seconds). Perplexity of the addresses since 2013 comes from
-`compressor.measure`, all students against the one that learned alone with the same seed. Resumable, arm by arm.
+`compressor.measure`, all students against the one that learned alone with the same seed. Resumable, arm by arm. A
+teacher that `pipelines/gpt2-sotu.yaml` has trained (the same model, text, steps and seed) may be given by its folder.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,16 +43,18 @@ from compressor.stages.dispatch import run_here
 from compressor.stages.source import make_source
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "eval" / "results" / "distillation-decoders.json"
-WORK = ROOT / "runs" / "distillation-decoders"
+IS_SMOKE = "--smoke" in sys.argv
+WORK = ROOT / "runs" / ("distillation-decoders-smoke" if IS_SMOKE else "distillation-decoders")
+RESULTS = (WORK if IS_SMOKE else ROOT / "eval" / "results") / "distillation-decoders.json"
 SOTU = ROOT / ".cache" / "data" / "sotu"
 TASK = TASKS["causal-lm"]
 CONFIG = {"model_type": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 256, "n_positions": 256}
 LAYERS = (0, 3)
 MAX_TOKENS, BATCH = 128, 16
-TEACHER = {"max_steps": 300, "learning_rate": 1e-3, "schedule": "cosine"}
-BUDGET_CPU_S, LEARNING_RATE = 50.0, 5e-4
-PILOT_STEPS, PILOT_FROM = 16, 4
+TEACHER_STEPS = 300
+TEACHER = {"max_steps": 4 if IS_SMOKE else TEACHER_STEPS, "learning_rate": 1e-3, "schedule": "cosine"}
+BUDGET_CPU_S, LEARNING_RATE = 4.0 if IS_SMOKE else 50.0, 5e-4
+PILOT_STEPS, PILOT_FROM = (4, 1) if IS_SMOKE else (16, 4)
 ARMS: dict[str, dict[str, Any]] = {
     "alone": {"stage": "finetune"},
     "forward_kl": {"stage": "distill", "losses": {"labels": 0.5, "logits": {"weight": 0.5, "temperature": 1.0}}},
@@ -120,8 +125,11 @@ def settings_of(arm: str, n_steps: int) -> dict[str, Any]:
     return {**ARMS[arm], "training": training, **({"teacher": "teacher"} if ARMS[arm]["stage"] == "distill" else {})}
 
 
-def teacher_and_student() -> tuple[Checkpoint, Checkpoint]:
+def teacher_and_student(given: Path | None) -> tuple[Checkpoint, Checkpoint]:
     folders = {name: WORK / name for name in ("base", "teacher", "student")}
+    if given is not None and not (folders["teacher"] / "out").exists():
+        _check_is_ours(open_checkpoint(given))
+        shutil.copytree(given, folders["teacher"] / "out")
     if not (folders["teacher"] / "out").exists():
         source = ModelSource(task=TASK.name, config=CONFIG, tokenizer=TokenizerSource(vocab_size=4096))
         base = make_source(source, folders["base"] / "out", context(folders["base"], Clock(), 0, WORK / "cache"))
@@ -137,6 +145,15 @@ def teacher_and_student() -> tuple[Checkpoint, Checkpoint]:
         source = ModelSource(task=TASK.name, path=str(plain))
         make_source(source, folders["student"] / "out", context(folders["student"], Clock(), 0, WORK / "cache"))
     return teacher, open_checkpoint(folders["student"] / "out")
+
+
+def _check_is_ours(teacher: Checkpoint) -> None:
+    """The model, text and training that this comparison describes, and no others."""
+    found = json.loads((teacher.path / "config.json").read_text())
+    wanted = {**CONFIG, "vocab_size": 4096, "steps": TEACHER_STEPS}
+    is_as = {name: found.get(name, teacher.record.realised.get(name)) for name in wanted}
+    if is_as != wanted:
+        raise SystemExit(f"this teacher is {is_as}, and {wanted} is wanted")
 
 
 def pilot(arm: str, teacher: Checkpoint, student: Checkpoint) -> dict[str, Any]:
@@ -158,8 +175,8 @@ def pilot(arm: str, teacher: Checkpoint, student: Checkpoint) -> dict[str, Any]:
     return made
 
 
-def run_arm(arm: str, seed: int) -> None:
-    teacher, student = teacher_and_student()
+def run_arm(arm: str, seed: int, given: Path | None) -> None:
+    teacher, student = teacher_and_student(given)
     timed = pilot(arm, teacher, student)
     inputs = StageInputs(student, teacher if ARMS[arm]["stage"] == "distill" else None)
     made, clock = stage(settings_of(arm, timed["steps"]), inputs, WORK / f"{arm}-{seed}", seed=seed)
@@ -179,8 +196,9 @@ def judge(seeds: list[int]) -> None:
         if len(names) < len(ARMS) or f"{seed}" in read()["perplexities"]:
             continue
         folders = [WORK / f"{arm}-{seed}" / "out" for arm in names] + ([WORK / "teacher" / "out"] if seed == 0 else [])
+        rows = {"rows": 1} if IS_SMOKE else {}
         report = compressor.measure(
-            folders, data={"path": str(SOTU / "test.txt")}, profile="smoke", max_tokens=MAX_TOKENS,
+            folders, data={"path": str(SOTU / "test.txt"), **rows}, profile="smoke", max_tokens=MAX_TOKENS,
             workloads=[{"id": "prompt", "input_tokens": 8, "output_tokens": 2, "batch": 1}],
             evaluate={"context": MAX_TOKENS, "stride": MAX_TOKENS // 2},
         )  # fmt: skip
@@ -257,11 +275,14 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--at-most", type=int, default=1000, help="arms in this call")
+    parser.add_argument("--teacher", type=Path, help="a trained one, in place of training it here")
+    parser.add_argument("--smoke", action="store_true", help="only to see that everything runs")
     arguments = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
     if arguments.what == "run":
         left = [(arm, seed) for seed in arguments.seeds for arm in ARMS if f"{arm}/{seed}" not in read()["arms"]]
         for arm, seed in left[: arguments.at_most]:
-            run_arm(arm, seed)
+            run_arm(arm, seed, arguments.teacher)
         judge(arguments.seeds)
         print(f"{max(0, len(left) - arguments.at_most)} arms left", flush=True)
     report()

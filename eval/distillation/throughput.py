@@ -143,9 +143,9 @@ def n_tokens(folder: Path, n_rows: int) -> int:
     return sum(len(ids) for ids in tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"])
 
 
-def write(results: dict[str, Any]) -> None:
+def write(results: dict[str, Any], path: Path) -> None:
     """The record and its table."""
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
     lines = [
         "# An epoch of distillation, with the teacher asked once or in every step", "",
         (__doc__ or "").split("\n\n")[2].replace("\n", " "), "",
@@ -166,13 +166,14 @@ def write(results: dict[str, Any]) -> None:
         f"asking the teacher included, the plain loop costs {results['cpu_ratio_all']:.2f} times the CPU-seconds.",
         "",
     ]
-    RESULTS.with_suffix(".md").write_text("\n".join(lines))
+    path.with_suffix(".md").write_text("\n".join(lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1600)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="elsewhere, for a trial")
     parser.add_argument("--loop", choices=("ours", "plain"), help="for the child processes")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--precision", default="")
@@ -217,7 +218,7 @@ def main() -> None:
         "tokens_ratio": later("plain", "wall_s") / later("ours", "wall_s"),
         "cpu_ratio_all": whole("plain") / whole("ours"),
     }  # fmt: skip
-    write(results)
+    write(results, arguments.results)
     print({key: round(value, 3) for key, value in results.items() if "ratio" in key})
 
 
