@@ -48,7 +48,9 @@ TOOLS: Mapping[str, Tool] = {
     "airflow": Tool("apache-airflow", (f"{FLOWS}airflow_loads_the_dag",)),
     "kubeflow": Tool("kfp", (f"{FLOWS}kubeflow_compiles_the_pipeline",)),
     "dvc": Tool("dvc", (f"{FLOWS}dvc_reads_the_stages",)),
-    "cyclonedx": Tool("cyclonedx-python-lib", ("test_bom_schema.py",)),
+    "cyclonedx": Tool(
+        "cyclonedx-python-lib", ("test_bom_schema.py::test_cyclonedx_takes_our_document_and_refuses_another",)
+    ),
 }
 
 
