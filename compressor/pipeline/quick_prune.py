@@ -109,7 +109,7 @@ def prune_folder(
     max_tokens = max_tokens or min(128, int(getattr(config, "max_position_embeddings", 128)))
     texts = _texts(data, columns or {}, task)
     n_rows = rows or (64 if task.is_decoder else 768)
-    calibration = texts if task.is_decoder else texts.select(range(min(n_rows, len(texts))))
+    calibration = drawn_from(texts, n_rows, task, seed)
     target = Target(threads=threads)
     settings = Prune(
         id="pruned",
@@ -213,6 +213,13 @@ class _Line:
         record = made.record
         self.ctx.emit(StageFinished(stage=config.id, path=config.stage, wall_s=record.wall_s, cpu_s=record.cpu_s))
         return made
+
+
+def drawn_from(texts: Dataset, n_rows: int, task: Task, seed: int) -> Dataset:
+    """Texts from the whole file, which may be in the order of time or topic: rows for encoders, and for decoders all
+    documents in a drawn order, since windows are cut from the first of them."""
+    drawn = texts.shuffle(seed=seed)
+    return drawn if task.is_decoder else drawn.select(range(min(n_rows, len(drawn))))
 
 
 def _texts(data: str | Path, columns: Mapping[str, str], task: Task) -> Dataset:

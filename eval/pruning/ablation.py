@@ -24,6 +24,7 @@ import argparse
 import copy
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -102,7 +103,7 @@ STUDIES = {
     "smollm2": Study(
         ".cache/models/smollm2-135m-instruct-dequantised-q4_1", *SOTU, True,
         (CallShape("decode", 1, 1, 144, 1.0, 1.0),), 0.8, MILD,
-        granule=64, rows=64, max_tokens=256, score_rows=4, swaps=24,
+        granule=64, rows=64, max_tokens=256, score_rows=4, swaps=16,
     ),
     "gpt2": Study(
         "runs/gpt2-sotu/stages/teacher", *SOTU, True, (CallShape("decode", 1, 1, 80, 1.0, 1.0),), 0.8, SEVEN,
@@ -145,6 +146,7 @@ class Work:
         study, texts = self.study, self.texts(self.study.text)
         if study.is_decoder:
             tokenizer = load_tokenizer(self.path)
+            random.Random(0).shuffle(texts)  # as a pipeline's calibration split is: else the oldest addresses alone
             rows = draw_windows(tokenizer, texts, context=study.max_tokens, n_windows=study.rows, seed=0)
             rows = [row for row in rows if len(row) == study.max_tokens]
             size = 2

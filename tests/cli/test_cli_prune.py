@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from compressor.checkpoints.store import open_checkpoint
 from compressor.cli.pruning import read_budget
 from compressor.errors import UserError
 from compressor.measurement.session import find_meters
-from compressor.pipeline.quick_prune import prune_folder
+from compressor.pipeline.quick_prune import drawn_from, prune_folder
 from compressor.spec.budgets import Limit
+from compressor.spec.tasks import TASKS
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -85,3 +87,12 @@ def test_several_budgets_are_limits_together() -> None:
     assert found.phase == "decode"
     with pytest.raises(UserError, match="`workload` and `phase` go with what is measured"):
         read_budget(["macs=0.6x"], "decode")
+
+
+@pytest.mark.parametrize(("name", "n_wanted"), [("sentence-embedding", 20), ("causal-lm", 400)])
+def test_a_file_in_order_is_drawn_from_all_over(name: str, n_wanted: int) -> None:
+    in_order = Dataset.from_dict({"text": [str(year) for year in range(400)]})
+    drawn = [int(year) for year in drawn_from(in_order, 20, TASKS[name], seed=0)["text"]]
+    assert len(drawn) == n_wanted and sorted(set(drawn)) == sorted(drawn)
+    assert min(drawn[:20]) < 100 and max(drawn[:20]) > 300
+    assert drawn == [int(year) for year in drawn_from(in_order, 20, TASKS[name], seed=0)["text"]]
