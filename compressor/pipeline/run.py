@@ -271,7 +271,7 @@ def _model_work(session: _Session, step_id: str, model: ModelSource, pools_like:
         ),
         scratch=False,
         force=False,
-        make=lambda out_dir, ctx: make_source(model, out_dir, ctx, pools_like=pools_like and pools_like.path),
+        make=lambda out_dir, ctx: make_source(model, out_dir, ctx, pools_like=pools_like.path if pools_like else None),
     )
 
 
