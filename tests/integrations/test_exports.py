@@ -1,6 +1,6 @@
 """Exports: each format's own required fields and words, and no estimate in the place of a measurement.
 
-Here required fields, types and enumerations are held by hand; test_bom_schema.py has SPDX's and CycloneDX's own schemas.
+Required fields, types and enumerations are held by hand; test_bom_schema.py has SPDX's and CycloneDX's own schemas.
 """
 
 from __future__ import annotations
