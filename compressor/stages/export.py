@@ -16,6 +16,7 @@ from compressor.checkpoints.store import Checkpoint
 from compressor.graphs.export import export_decoder, export_encoder
 from compressor.graphs.facts import inspect_onnx
 from compressor.graphs.fuse import FusionReport, fuse
+from compressor.graphs.unpadded import add_unpadded_path
 from compressor.methods.smoothquant import check_smoothable, collect_channel_max
 from compressor.methods.smoothquant import smooth as fold_scales
 from compressor.runtime.onnx_runner import open_onnx
@@ -39,6 +40,7 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
 
     Raises:
         UnsupportedError: an operator or a cache that cannot be exported, or `smooth` on a model whose norms come last.
+        StageError: `unpadded_path` for a graph without masked attention.
         ParityError: the graph does not say what the torch model says.
     """
     source, path = inputs.source, out_dir / GRAPH
@@ -60,6 +62,7 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
         fusion = fuse(path, path) if config.fuse else None
         if fusion is not None and not fusion.counts:
             emit(Note(config.id, f"nothing was fused: {fusion.reason}"))
+        n_paths = add_unpadded_path(path, path) if config.unpadded_path else None
         emit(Progress(config.id, "export", 2, N_STEPS))
         threads = ctx.target.threads or n_cores()
         parity = check_conversion(
@@ -85,6 +88,7 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
             "dtype_bytes": facts.dtype_bytes,
             "fusion": None if fusion is None else _fusion_facts(fusion),
             "smoothed": None if config.smooth is None else config.smooth.alpha,
+            **({} if n_paths is None else {"unpadded_paths": n_paths}),
         },
     )
     return seal_variant(

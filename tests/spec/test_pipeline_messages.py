@@ -31,7 +31,7 @@ ONE_MISTAKE = {
     "key like no other": (
         "    stage: export\n",
         "    stage: export\n    zzz: 1\n",
-        "job.yaml:21: stages.2.zzz: unknown key\n  -> known here: id, from, stage, fuse, smooth",
+        "job.yaml:21: stages.2.zzz: unknown key\n  -> known here: id, from, stage, fuse, smooth, unpadded_path",
     ),
     "required key misspelt is one mistake": (
         "    teacher: teacher\n",

@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "export-narrow": {"stage": "export", "from": "prune-all"},
     "export": {"stage": "export", "from": "finetune"},
+    "export-unpadded": {"stage": "export", "from": "finetune", "unpadded_path": True},
     "export-pruned": {"stage": "export", "from": "prune-heads"},
     "fp16": {"stage": "quantize", "from": "export", "scheme": "fp16"},
     "bf16": {"stage": "quantize", "from": "export", "scheme": "bf16"},
