@@ -62,6 +62,8 @@ def test_a_measured_record_verifies(command: Command, tmp_path: Path, measured: 
     assert (done.returncode, done.stderr) == (0, "")
     assert "(RAPL package)" in done.stdout
     assert "record.json: 1 records follow from their raw logs" in done.stdout
+    (row,) = json.loads(command("energy", "verify", "record.json", "--json").stdout)
+    assert row["energy_gross_j"] == measured["energy_gross_j"]
 
 
 def test_an_edited_log_does_not_verify(command: Command, tmp_path: Path, measured: dict[str, Any]) -> None:
