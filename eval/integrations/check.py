@@ -164,12 +164,12 @@ def main(names: list[str]) -> int:
     unknown = sorted(set(names) - set(TOOLS))
     if unknown:
         sys.exit(f"no tool {', '.join(unknown)}; there are: {', '.join(TOOLS)}")
-    rows, failed = read_record(), []
+    failed = []
     for name in names or list(TOOLS):
         print(f"== {name}", flush=True)
-        rows[name] = check(name)
-        write_record(rows)
-        if not rows[name].is_shown:
+        row = check(name)
+        write_record({**read_record(), name: row})
+        if not row.is_shown:
             failed.append(name)
     print(f"failed or skipped: {', '.join(failed)}" if failed else "all passed")
     return 1 if failed else 0

@@ -114,6 +114,7 @@ def test_choices_and_generation(tiny_gpt2_dir: Path) -> None:
 
 
 @needs_harness
+@pytest.mark.timeout(1800)
 def test_a_local_task_through_the_command(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
     rows = [{"text": f"The people of the {word}"} for word in ("United States", "Congress", "treaty")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -136,7 +137,7 @@ metric_list:
         "--model_args", f"pretrained={tiny_gpt2_dir},threads=1", "--tasks", "local_words",
         "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--device", "cpu",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(found.read_text())["results"]["local_words"]

@@ -132,7 +132,7 @@ def test_airflow_loads_the_dag(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, str(EXAMPLES / "airflow_dag.py")],
         env={**os.environ, "AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [{}, {"run": ["gate"], "gate": ["push"], "push": []}]
