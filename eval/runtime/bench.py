@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -87,15 +88,25 @@ def candidates(model: str, only: Sequence[str]) -> list[dict[str, Any]]:
     return [entry for entry in entries if not only or entry["id"] in only]
 
 
-def block(model: str, shape: str, *, rounds: int, window_s: float, n_out: int, only: Sequence[str]) -> None:
-    """One model at one shape; writes its record."""
+@dataclass(frozen=True)
+class Taken:
+    """What paired turns gave: the turns of each candidate, what it is, and what others used of the machine."""
+
+    turns: dict[str, list[dict[str, Any]]]
+    about: dict[str, dict[str, Any]]
+    other_share: float | None
+
+
+def paired_turns(
+    model: str, shape: str, entries: Sequence[dict[str, Any]], *, rounds: int, window_s: float, n_out: int
+) -> Taken:
+    """Every candidate once a round, in a drawn order, each in a process of its own."""
     batch = int(shape.split("x")[0])
     decoder = model == "decoder"
     order = {"do": "run", "n_out": n_out if decoder else None, "window_s": window_s}
-    began = time.time()
     with ExitStack() as stack:
         crew = {}
-        for entry in candidates(model, only):
+        for entry in entries:
             log = INPUTS / f"{model}-{entry['id']}.log"
             worker = Worker(entry, decoder=decoder, batch=batch, log=log, threads=THREADS)
             stack.callback(worker.close)
@@ -122,6 +133,15 @@ def block(model: str, shape: str, *, rounds: int, window_s: float, n_out: int, o
             worker.resume()
             worker.about |= worker.ask({"do": "about"})
             worker.pause()
+    about = {id_: worker.about for id_, worker in crew.items()}
+    return Taken(turns, about, median(load.other_share for load in loads) if loads else None)
+
+
+def block(model: str, shape: str, *, rounds: int, window_s: float, n_out: int, only: Sequence[str]) -> None:
+    """One model at one shape; writes its record."""
+    decoder = model == "decoder"
+    began = time.time()
+    taken = paired_turns(model, shape, candidates(model, only), rounds=rounds, window_s=window_s, n_out=n_out)
     phases = ("prefill", "decode") if decoder else ("forward",)
     record = {
         "schema": "benchmark/1",
@@ -132,11 +152,11 @@ def block(model: str, shape: str, *, rounds: int, window_s: float, n_out: int, o
         "window_s": window_s,
         "output_tokens": n_out if decoder else None,
         "cpu": identify_cpu().name,
-        "other_share": median(load.other_share for load in loads) if loads else None,
+        "other_share": taken.other_share,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": time.time() - began,
-        "candidates": {id_: crew[id_].about for id_ in crew},
-        "rows": [row for phase in phases for row in rows_of(phase, turns)],
+        "candidates": taken.about,
+        "rows": [row for phase in phases for row in rows_of(phase, taken.turns)],
     }
     path = RESULTS / f"benchmarks-{model}-{shape}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
