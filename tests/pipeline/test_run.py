@@ -7,11 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import compressor
+from compressor.cli.app import build
 from compressor.errors import CheckpointError, DataError, InterruptedRunError, UserError
+from compressor.integrations.recertify import certify_run
 from compressor.pipeline.layout import read_run
 from compressor.pipeline.run import RunResult, run
+from compressor.schema.certificate import Certificate
 from compressor.schema.events import Event, StageFinished, StageSkipped, StageStarted
 from compressor.schema.report import read_report
 
@@ -169,3 +173,21 @@ def test_a_model_in_memory_without_its_tokenizer_is_refused(tmp_path: Path) -> N
 def test_the_report_names_the_pipeline_that_ran(smoke: RunResult) -> None:
     report = json.loads((smoke.run_dir / "report.json").read_text())
     assert report["pipeline"]["name"] == "smoke" and report["schema"] == "compressor-report/1"
+
+
+def test_a_finished_run_is_certified_again_by_what_it_knows_itself(smoke: RunResult) -> None:
+    """`compressor certify RUN`: its own baseline, rows and precision; limits where the pipeline has none."""
+    assert smoke.report is not None and smoke.report.selected is not None
+    limits = ["--max-drop", "accuracy=90", "--rows", "60", "--threads", "1", "--quiet", "--json"]
+    result = CliRunner().invoke(build(), ["certify", str(smoke.run_dir), *limits], catch_exceptions=False)
+    found = Certificate.model_validate_json(result.stdout)
+    assert found.certified, found.reasons
+    report = smoke.report
+    chosen, baseline = report.candidate(report.selected), report.candidate(report.baseline)
+    assert (found.of.checkpoint, found.of.variant) == (chosen.digest, chosen.variant)
+    assert found.baseline is not None
+    assert (found.baseline.checkpoint, found.baseline.variant) == (baseline.digest, baseline.variant)
+    figures = [(one.metric, one.n) for one in found.figures if one.label is None]
+    assert figures[0] == ("accuracy", 60) and {n_rows for _, n_rows in figures} == {60}
+    with pytest.raises(UserError, match="there is no limit on quality to hold it to"):
+        certify_run(smoke.run_dir)
