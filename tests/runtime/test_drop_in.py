@@ -40,9 +40,7 @@ def test_a_pipeline_generates(llama: Checkpoint, precision: str) -> None:
 
 def test_a_pipeline_that_is_given_the_model_itself_says_what_it_wants(bert: Checkpoint) -> None:
     model = load(bert.path, precision="onnx-fp32", threads=1)
-    with pytest.raises(
-        UnsupportedError, match=r"a model stays where it was loaded.*\n.*model.for_transformers\(\)"
-    ):
+    with pytest.raises(UnsupportedError, match=r"a model stays where it was loaded.*\n.*model.for_transformers\(\)"):
         pipeline("text-classification", model=model, tokenizer=model.tokenizer)  # type: ignore[call-overload]
 
 

@@ -149,7 +149,5 @@ def test_a_student_that_does_not_say_how_it_pools_does_so_as_its_teacher(made: M
         path = made.root / f"{split}.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps({"text": row["sentence1"]}) + "\n" for row in rows))
-    with pytest.raises(
-        UserError, match=r"texts without labels are validated by the teacher's vectors"
-    ):
+    with pytest.raises(UserError, match=r"texts without labels are validated by the teacher's vectors"):
         made.run(config, student, teacher)
