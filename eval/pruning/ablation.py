@@ -346,7 +346,12 @@ def settle(work: Work, whole: WholeModels, pick: Pick, basis: CostBasis) -> dict
     asked = first_share(basis, pick, work)
     tried = []
     for _ in range(3):
-        sizes, options = pick(asked)
+        try:
+            sizes, options = pick(asked)
+        except UserError:  # a correction below the least that any choice costs: the nearest so far stands
+            if best is None:
+                raise
+            break
         comparison = whole.compare(sizes)
         entry = {
             "asked": asked,
