@@ -39,7 +39,8 @@ same scores with another cost; `uniform` keeps the same share everywhere, with t
 ranked by magnitude, with the ridge and without. A/A is the largest difference of the dense model to itself inside the
 interval of that session: smaller differences of cost are not told apart.
 """
-PARTS = ("table", "scores", "matched", "refined", "rematched", "quality", "recovered")
+PARTS = ("remark", "table", "scores", "matched", "refined", "rematched", "quality", "recovered")
+"""`remark` is a sentence about the run, where somebody left one."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def page(record: dict[str, Any]) -> str:
     ]
     for name, study in record["studies"].items():
         lines += [f"## {NAMES[name]}", ""]
+        if "remark" in study:
+            lines += [study["remark"], ""]
         if "table" in study:
             lines += [table_line(study), ""]
         if "quality" in study:
@@ -141,7 +144,7 @@ def page(record: dict[str, Any]) -> str:
             f"`{run['command']}`",
             "",
             f"- {run['wall_s']:.0f} s by the clock and {run['cpu_s']:.0f} CPU-seconds from start to finished folder, "
-            "on 2 cores that others used too; no labels",
+            "on 2 cores; no labels",
             f"- cosine to the dense sentence embedding {run['cosine']:.4f} ± {run['cosine_half_ci95']:.4f} on "
             f"{run['n_texts']} unseen sentences",
             f"- asked 0.6x; predicted {predicted:.3f}; measured {final['ratio']:.3f} on the finished file; the dense "
