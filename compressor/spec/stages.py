@@ -43,10 +43,6 @@ class Augment(Part):
     """A replacement is drawn from so many of the likeliest words."""
 
 
-def _is_absent(value: object) -> bool:
-    return value is None
-
-
 class Training(Part):
     """How a stage trains; passed to `transformers.Trainer`."""
 
@@ -84,7 +80,7 @@ class Training(Part):
     elsewhere. `auto` takes it where it is faster; what was taken is recorded."""
     quantisation_aware: Literal["w8a8-dynamic", "w8a8-static", "w8", "w4"] | None = Field(
         default=None,
-        exclude_if=_is_absent,  # so that what was trained before there was this key is found again
+        exclude_if=operator.not_,  # so that what was trained before there was this key is found again
     )
     """Compute with weights (and for `w8a8`, inputs) rounded as this scheme will round them, so that a later `quantize`
     loses less; validation sees the rounded model too. What is left is a plain fp32 checkpoint."""

@@ -433,16 +433,6 @@ def rematch(work: Work) -> None:
     work.write("rematched", found)
 
 
-def trimmer(work: Work, scores: OptionScores, cost: Cost, fixed: float, options: Sequence[int], level: float) -> Pick:
-    """Share of what the refined choice costs -> it, stepped down or up to that share."""
-
-    def pick(asked: float) -> tuple[Sizes, list[int]]:
-        chosen = refit_to_budget(costs_of(scores, cost), losses_of(scores), tuple(options), level * asked - fixed)
-        return sizes_of(choice_of(scores, chosen, cost, fixed)), list(chosen)
-
-    return pick
-
-
 def sizes_of(choice: Choice) -> Sizes:
     return [(layer.n_heads, layer.n_kv_heads, layer.ffn_width) for layer in choice.structure.layers]
 
