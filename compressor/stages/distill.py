@@ -41,7 +41,7 @@ from compressor.stages.fitting import (
 )
 from compressor.stages.kept_tokens import teacher_rows
 from compressor.stages.rows import fill_vectors
-from compressor.stages.sealing import Made, seal_module
+from compressor.stages.sealing import made_by, seal_module
 from compressor.stages.teaching import check_vectors, teaches_the_head, terms_of
 from compressor.training.inside import Inside
 from compressor.training.objective import (
@@ -108,10 +108,8 @@ def distill(config: Distill, inputs: DistillInput, out_dir: Path, ctx: StageCont
         remove_projections(pupil)
         student = whole(student, lambda: _student(config, source)[0], result)
         meter.add(cpu_s_of_others())
-    made = Made(
-        stage=config.id,
-        kind=config.stage,
-        config=config.model_dump(mode="json", by_alias=True),
+    made = made_by(
+        config,
         inputs={"source": source.digest, "teacher": teacher.digest},
         splits=splits_read(config.training),
         realised=realised(student, result, splits) | _compared(config, terms),

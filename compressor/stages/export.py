@@ -28,7 +28,7 @@ from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.parity import check_conversion
 from compressor.stages.rows import calibration_batches
-from compressor.stages.sealing import Made, seal_variant
+from compressor.stages.sealing import made_by, seal_variant
 
 VARIANT = "onnx-fp32"
 GRAPH = "onnx/model.onnx"
@@ -95,10 +95,8 @@ def export(config: Export, inputs: SourceInput, out_dir: Path, ctx: StageContext
         source,
         out_dir,
         variant,
-        made=Made(
-            stage=config.id,
-            kind=config.stage,
-            config=config.model_dump(mode="json", by_alias=True),
+        made=made_by(
+            config,
             inputs={"source": source.digest},
             splits=("calibration",),
             realised={

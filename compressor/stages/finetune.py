@@ -10,7 +10,7 @@ from compressor.spec.stages import Finetune
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.fitting import fit, open_splits, realised, sealed_by_the_first, splits_read, whole
-from compressor.stages.sealing import Made, seal_module
+from compressor.stages.sealing import made_by, seal_module
 from compressor.training.objective import label_loss
 from compressor.training.processes import cpu_s_of_others
 
@@ -38,10 +38,8 @@ def finetune(config: Finetune, inputs: SourceInput, out_dir: Path, ctx: StageCon
         )
         module = whole(module, lambda: load_module(source), result)
         meter.add(cpu_s_of_others())
-    made = Made(
-        stage=config.id,
-        kind=config.stage,
-        config=config.model_dump(mode="json", by_alias=True),
+    made = made_by(
+        config,
         inputs={"source": source.digest},
         splits=splits_read(config.training),
         realised=realised(module, result, splits),

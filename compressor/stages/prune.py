@@ -32,7 +32,7 @@ from compressor.spec.tasks import Task
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.rows import calibration_batches, metric_of, pad_id_of, validation_rows
-from compressor.stages.sealing import Made, seal_module
+from compressor.stages.sealing import made_by, seal_module
 from compressor.stages.searching import Request, search
 from compressor.training.evaluate import evaluate
 from compressor.training.rows import Batch, Row
@@ -74,10 +74,8 @@ def prune(config: Prune, inputs: SourceInput, out_dir: Path, ctx: StageContext) 
     return seal_module(
         module,
         out_dir,
-        made=Made(
-            stage=config.id,
-            kind=config.stage,
-            config=config.model_dump(mode="json", by_alias=True),
+        made=made_by(
+            config,
             inputs={"source": source.digest},
             splits=("calibration", "validation"),
             realised={

@@ -32,7 +32,7 @@ from compressor.stages.mixing import Search, choose_mixture
 from compressor.stages.parity import check_conversion
 from compressor.stages.rounding import gptq_grids, rounded_export
 from compressor.stages.schemes import GRAPHS, Decision, check_settings, write_scheme
-from compressor.stages.sealing import Made, seal_variant
+from compressor.stages.sealing import made_by, seal_variant
 
 N_STEPS = 3
 CALIBRATION_ROWS = 128
@@ -99,10 +99,8 @@ def quantize(config: Quantize, inputs: SourceInput, out_dir: Path, ctx: StageCon
         source,
         out_dir,
         variant,
-        made=Made(
-            stage=config.id,
-            kind=config.stage,
-            config=config.model_dump(mode="json", by_alias=True),
+        made=made_by(
+            config,
             inputs={"source": source.digest},
             splits=("calibration", "validation") if config.until is not None else ("calibration",),
             realised={

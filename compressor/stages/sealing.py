@@ -20,6 +20,7 @@ from compressor.checkpoints.store import Checkpoint, seal
 from compressor.energy import identify_cpu
 from compressor.methods.surgery import ADAPTERS, hidden_width, n_parameters
 from compressor.runtime.torch_models import save_module
+from compressor.spec.stages import Stage
 from compressor.stages.context import StageContext
 from compressor.stages.cost import Cost
 
@@ -48,6 +49,12 @@ class Made:
     inputs: Mapping[str, str]
     splits: Sequence[str]
     realised: Mapping[str, Any]
+
+
+def made_by(config: Stage, *, inputs: Mapping[str, str], splits: Sequence[str], realised: Mapping[str, Any]) -> Made:
+    """The part that a stage of a pipeline knows: its own id, kind and settings, and what the arguments say."""
+    settings = config.model_dump(mode="json", by_alias=True)
+    return Made(config.id, config.stage, settings, inputs, splits, realised)
 
 
 def seal_module(

@@ -23,7 +23,7 @@ from compressor.runtime.torch_models import load_module, quiet_transformers
 from compressor.spec.stages import TrimVocabulary
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
-from compressor.stages.sealing import Made, seal_module
+from compressor.stages.sealing import made_by, seal_module
 
 
 def trim_vocabulary(config: TrimVocabulary, inputs: SourceInput, out_dir: Path, ctx: StageContext) -> Checkpoint:
@@ -55,10 +55,8 @@ def trim_vocabulary(config: TrimVocabulary, inputs: SourceInput, out_dir: Path, 
     return seal_module(
         module,
         out_dir,
-        made=Made(
-            stage=config.id,
-            kind=config.stage,
-            config=config.model_dump(mode="json", by_alias=True),
+        made=made_by(
+            config,
             inputs={"source": source.digest},
             splits=config.cover,
             realised={

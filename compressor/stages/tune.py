@@ -29,7 +29,7 @@ from compressor.spec.stages import Tune
 from compressor.stages.context import SourceInput, StageContext
 from compressor.stages.cost import measure_cost
 from compressor.stages.rows import pad_id_of
-from compressor.stages.sealing import Made, seal_variant
+from compressor.stages.sealing import made_by, seal_variant
 
 TABLE = "tuning.json"
 SCHEMA = "tuning/1"
@@ -67,10 +67,8 @@ def tune(config: Tune, inputs: SourceInput, out_dir: Path, ctx: StageContext) ->
         source,
         out_dir,
         variant.model_copy(update={"stage": config.id, "settings": {**variant.settings, **table["settings"]}}),
-        made=Made(
-            stage=config.id,
-            kind=config.stage,
-            config=config.model_dump(mode="json", by_alias=True),
+        made=made_by(
+            config,
             inputs={"source": source.digest},
             splits=() if config.table is not None else (_split(ctx),),
             realised={"parameters": variant.parameters, "tuning": table},
