@@ -104,14 +104,11 @@ def measure_costs(
         precisions: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", precision]
         rows = wanted_rows(model, precisions, granule) if is_ours else []
         wholes = random_structures(timer, N_MODELS, granule, seed=0) if check else []
+        missing = tuple(missing_rows(table, rows, calls, timer.effort.rounds))
+        unchecked = () if fit_name(calls, precision) in table.fits else tuple(wholes)
+        dense = () if graphs is None else (None,)  # timed beside each choice, later
         write_ahead(
-            Order(
-                writer,
-                device,
-                tuple(missing_rows(table, rows, calls, timer.effort.rounds)),
-                () if fit_name(calls, precision) in table.fits else tuple(wholes),
-                precision,
-            ),
+            Order(writer, device, missing, (*dense, *unchecked), precision),
             on_progress=lambda done, total: on_progress("cost table: graphs", done, total),
         )
         if is_ours:

@@ -38,7 +38,7 @@ class Order:
         device: of the table.
         rows: rows of the table.
         wholes: whole models, by their sizes; None for the dense one.
-        precision: of the whole models.
+        precision: of the whole models; the dense one is in fp32.
     """
 
     timer: Timer
@@ -63,7 +63,7 @@ class Order:
             self.timer.write_row(row, self.device, folder)
             on_graph()
         for sizes in self.wholes:
-            self.timer.write_whole(sizes, folder, self.precision)
+            self.timer.write_whole(sizes, folder, "fp32" if sizes is None else self.precision)
             on_graph()
 
 

@@ -38,6 +38,7 @@ def cost_basis(
     emit: Emit,
     effort: Effort | None = None,
     check: bool = True,
+    graphs: Path | None = None,
 ) -> CostBasis | None:
     """Measure what is missing of the source's cost table; None where the budget is counted and needs none.
 
@@ -48,6 +49,7 @@ def cost_basis(
         emit: takes progress.
         effort: how long things are timed.
         check: hold sums over the table against random whole models before they are believed.
+        graphs: folder that keeps what is exported, the dense model too; temporary ones where None.
 
     Raises:
         UserError: a table of another device or model; a workload or phase that does not exist.
@@ -74,6 +76,7 @@ def cost_basis(
             calibration=calibration,
             effort=effort,
             check=check,
+            graphs=graphs,
             on_progress=lambda what, done, total: emit(Progress(config.id, what, done, total)),
         )
 

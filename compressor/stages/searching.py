@@ -2,18 +2,19 @@
 
 Options are scored without labels, a dynamic programme picks among them by measured or counted costs, swaps repair what
 the sum of scores cannot see, and the shape is exported and timed beside the dense model; where it misses the budget by
-more than the tolerance, the budget is corrected by what was measured and the choice made again.
+more than the tolerance, the budget is corrected by what was measured, and the choice trimmed or made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from compressor.errors import StageError
+from compressor.errors import StageError, UserError
 from compressor.measurement.cost_basis import CostBasis, WholeModels
 from compressor.measurement.cost_table import Costs, Quantity
 from compressor.measurement.whole_models import Comparison
@@ -128,18 +129,11 @@ class _Hunt:
         self.attempts: list[dict[str, Any]] = []
 
     def run(self, model: PreTrainedModel, basis: CostBasis | None) -> Found:
-        measured = [name for name in self.request.budget.limits if name in MEASURED]
-        if basis is None or not measured:
-            choice, refined = self._refined(self._choose(1.0), 1.0)
+        choice, refined = self._refined(self._choose(1.0))
+        if basis is None or not any(name in MEASURED for name in self.request.budget.limits):
             return self._found(choice, refined, None, basis)
         with WholeModels(basis) as whole:
-            scale, choice = self._corrected(whole)
-            choice, refined = self._refined(choice, scale)
-            comparison = self._measure(whole, choice, scale)
-            if not self._is_kept(comparison):
-                choice = self._trimmed(choice, scale / self._miss(comparison))
-                comparison = self._measure(whole, choice, scale / self._miss(comparison))
-                refined["loss"] = self._true_loss(choice.options)
+            choice, comparison = self._held(whole, choice, refined)
         if not self._is_kept(comparison):
             self.emit(
                 Note(
@@ -158,19 +152,37 @@ class _Hunt:
             return choose_uniform(self.scores, first.cost, first.most * scale, first.fixed, others, fits=fits)
         return choose(self.scores, first.cost, first.most * scale, first.fixed, others)
 
-    def _corrected(self, whole: WholeModels) -> tuple[float, Choice]:
-        """The budget scaled until the exported shape keeps it, and the choice under it."""
-        scale = 1.0
-        choice = self._choose(scale)
-        for _ in range(self.request.search.rescale):
+    def _held(self, whole: WholeModels, choice: Choice, refined: dict[str, Any]) -> tuple[Choice, Comparison]:
+        """Measure the exported shape and correct the budget by it until it is kept; else the nearest stands.
+
+        Args:
+            refined: facts of the choice; its loss becomes that of what is returned.
+        """
+        scale, loss, tried = 1.0, refined["loss"], []
+        for number in range(self.request.search.rescale + 1):
             comparison = self._measure(whole, choice, scale)
-            if self._is_kept(comparison):
+            tried.append((abs(self._miss(comparison) - 1), number, choice, comparison, loss))
+            if self._is_kept(comparison) or number == self.request.search.rescale:
                 break
             scale /= self._miss(comparison)
-            choice = self._choose(scale)
-        return scale, choice
+            under = self._under(choice, scale)
+            if not under:
+                break
+            losses = [self._true_loss(other.options) for other in under]
+            loss = min(losses)
+            choice = under[losses.index(loss)]
+        *_, choice, comparison, refined["loss"] = min(tried, key=lambda one: one[:2])
+        return choice, comparison
 
-    def _refined(self, choice: Choice, scale: float) -> tuple[Choice, dict[str, Any]]:
+    def _under(self, choice: Choice, scale: float) -> list[Choice]:
+        """What a corrected budget allows: the old choice with a few steps more or less, and what is chosen afresh; none
+        where it is below the least that any choice costs."""
+        found = [] if self.request.uniform is not None else [self._trimmed(choice, scale)]
+        with suppress(UserError):
+            found.append(self._choose(scale))
+        return found
+
+    def _refined(self, choice: Choice) -> tuple[Choice, dict[str, Any]]:
         n_moves, stage = self.request.search.swaps, self.request.stage
         if self.request.uniform is not None:
             n_moves = 0  # a swap would make layers differ
@@ -181,10 +193,10 @@ class _Hunt:
             costs_of(self.scores, self.first.cost),
             losses_of(self.scores),
             choice.options,
-            max(self.first.most * scale, choice.predicted_cost) - self.first.fixed,
+            max(self.first.most, choice.predicted_cost) - self.first.fixed,
             self._true_loss,
             n_moves=n_moves,
-            limits=self._further(scale),
+            limits=self._further(1.0),
             on_progress=lambda done, total: self.emit(Progress(stage, "swap options", done, total)),
         )
         facts = {
@@ -196,8 +208,6 @@ class _Hunt:
         return choice_of(self.scores, found.options, self.first.cost, self.first.fixed), facts
 
     def _trimmed(self, choice: Choice, scale: float) -> Choice:
-        if self.request.uniform is not None:
-            return self._choose(scale)
         options = refit_to_budget(
             costs_of(self.scores, self.first.cost),
             losses_of(self.scores),
