@@ -2,9 +2,10 @@
 
     python eval/pruning/ablation.py STUDY PHASE [--work DIR] [--out FILE]
 
-STUDY is minilm, minilm-long, smollm2 or gpt2; the phases, in this order, each of which goes on from what the one
-before left in the work folder:
+STUDY is minilm, minilm-long, smollm2, smollm2-trimmed or gpt2; the phases, in this order, each of which goes on from
+what the one before left in the work folder:
 
+    trim      only smollm2-trimmed: the vocabulary that the training text needs
     prepare   graphs for the table (left out, the next phase makes them)
     table     the cost table, and whether it adds up          (timed: on a quiet machine)
     score     options, scored without labels
@@ -16,6 +17,7 @@ before left in the work folder:
     recover   what a short distillation adds
 
 What a method spends is always what its exported model measured beside the dense one, never what it was asked to spend.
+Of a trimmed model that is the whole one with all its tokens, and perplexity is counted per token of the whole one.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from compressor.data.tokenize import draw_windows, load_tokenizer, windows
+from compressor.data.vocabulary import needed_tokens, write_trimmed
 from compressor.errors import UserError
 from compressor.measurement.additivity import N_MODELS, random_structures
 from compressor.measurement.cost_basis import CostBasis, WholeModels, measure_costs
@@ -61,10 +64,13 @@ from compressor.methods.refining import refine, refit_to_budget
 from compressor.methods.structure import ATTENTION, FFN, read_ranges, write_ranges
 from compressor.methods.surgery import n_parameters, read_structure
 from compressor.methods.trying import Trial
+from compressor.methods.vocabulary import trim_embeddings
 from compressor.stages.searching import measured_cost
 
 ROOT = Path(__file__).resolve().parents[2]
 RECOVERY_STEPS, RECOVERY_LR = 40, 1e-4
+SEARCHES = ("measured", "macs")
+JUDGED_TEXTS, JUDGED_CHARACTERS = 4, 8000
 LATEST = 40
 """Addresses of the training split that language models are calibrated on."""
 Sizes = list[tuple[int, int, int]]
@@ -87,6 +93,7 @@ class Study:
     max_tokens: int
     score_rows: int
     swaps: int
+    is_trimmed: bool = False
 
 
 SEVEN = tuple(step / 6 for step in range(7))
@@ -107,6 +114,11 @@ STUDIES = {
         (CallShape("decode", 1, 1, 144, 1.0, 1.0),), 0.8, MILD,
         granule=64, rows=64, max_tokens=256, score_rows=4, swaps=16,
     ),
+    "smollm2-trimmed": Study(
+        ".cache/models/smollm2-135m-instruct-dequantised-q4_1", *SOTU, True,
+        (CallShape("decode", 1, 1, 144, 1.0, 1.0),), 0.8, MILD,
+        granule=64, rows=64, max_tokens=256, score_rows=4, swaps=16, is_trimmed=True,
+    ),
     "gpt2": Study(
         "runs/gpt2-sotu/stages/teacher", *SOTU, True, (CallShape("decode", 1, 1, 80, 1.0, 1.0),), 0.8, SEVEN,
         granule=64, rows=192, max_tokens=128, score_rows=16, swaps=60,
@@ -121,7 +133,8 @@ class Work:
         self.study, self.folder, self.check = study, folder, check
         self.graphs = folder / "graphs"
         self.graphs.mkdir(parents=True, exist_ok=True)
-        self.path = model or ROOT / study.model
+        self.whole = model or ROOT / study.model
+        self.path = folder / "trimmed" if study.is_trimmed else self.whole
 
     def read(self, name: str) -> Any:
         return json.loads((self.folder / f"{name}.json").read_text())
@@ -129,13 +142,14 @@ class Work:
     def write(self, name: str, value: Any) -> None:
         (self.folder / f"{name}.json").write_text(json.dumps(value, indent=1))
 
-    def model(self) -> PreTrainedModel:
-        if (self.path / "compressor.json").is_file():
+    def model(self, path: Path | None = None) -> PreTrainedModel:
+        path = path or self.path
+        if (path / "compressor.json").is_file():
             from compressor.runtime.torch_models import load_module
 
-            return load_module(self.path)
+            return load_module(path)
         kind = AutoModelForCausalLM if self.study.is_decoder else AutoModel
-        module: PreTrainedModel = kind.from_pretrained(self.path, dtype=torch.float32).eval()
+        module: PreTrainedModel = kind.from_pretrained(path, dtype=torch.float32).eval()
         return module
 
     def texts(self, file: str) -> list[str]:
@@ -210,6 +224,20 @@ def say(text: str) -> None:
 # Phases
 
 
+def trim(work: Work) -> None:
+    """Leave out the tokens that the training text does not need, and make the whole model what costs are shares of."""
+    if not work.study.is_trimmed:
+        raise SystemExit("this study keeps its vocabulary")
+    kept = needed_tokens(load_tokenizer(work.whole), work.texts(work.study.text))
+    write_trimmed(work.whole, kept, work.path)
+    model = work.model(work.whole)
+    timer = Timer(model, work.study.is_decoder, ("logits",), graphs=work.graphs)
+    timer.write_whole(None, work.graphs, "fp32")
+    trim_embeddings(model, kept).save_pretrained(work.path)
+    work.write("trimmed", {"tokens": {"whole": len(load_tokenizer(work.whole)), "kept": len(kept)}})
+    say(str(work.read("trimmed")))
+
+
 def prepare(work: Work) -> None:
     """Export what the table will time."""
     model = work.model()
@@ -272,10 +300,11 @@ def cost_of(name: str, work: Work, model: PreTrainedModel, basis: CostBasis) -> 
 
 def picks(work: Work, model: PreTrainedModel, basis: CostBasis, scores: OptionScores) -> dict[str, Pick]:
     """Each method: share of the dense cost asked for -> sizes and options."""
+    if work.study.is_trimmed:  # a way to the budget, and no comparison of methods
+        return {"measured": searcher(scores, *cost_of("measured", work, model, basis))}
     found: dict[str, Pick] = {"uniform": lambda ratio: uniform(scores, ratio, work.study)}
     for name in ("measured", "macs"):
-        cost, fixed = cost_of(name, work, model, basis)
-        found[name] = searcher(scores, cost, fixed, dense_cost(scores.source, cost, fixed))
+        found[name] = searcher(scores, *cost_of(name, work, model, basis))
     return found
 
 
@@ -284,7 +313,7 @@ def plan(work: Work) -> None:
     model = work.model()
     basis, scores = work.basis(model), work.scores()
     for name, pick in picks(work, model, basis, scores).items():
-        sizes, _ = pick(first_share(basis, pick, work))
+        sizes, _ = pick(first_share(basis, pick, work.study.ratio))
         basis.timer.write_whole(sizes, work.graphs, "fp32")
         say(f"{name}: exported {sizes}")
 
@@ -295,11 +324,12 @@ def match(work: Work) -> None:
     basis, scores = work.basis(model), work.scores()
     with WholeModels(basis) as whole:
         found = {name: settle(work, whole, pick, basis) for name, pick in picks(work, model, basis, scores).items()}
-    found["magnitude"] = dict(found["uniform"])  # the same shape; only what stays differs
+    if "uniform" in found:
+        found["magnitude"] = dict(found["uniform"])  # the same shape; only what stays differs
     work.write("matched", found)
 
 
-def first_share(basis: CostBasis, pick: Pick, work: Work) -> float:
+def first_share(basis: CostBasis, pick: Pick, target: float) -> float:
     """The share to ask for so that the table predicts the target: every method starts there."""
     low, high = 0.02, 1.0
     for _ in range(12):
@@ -309,12 +339,13 @@ def first_share(basis: CostBasis, pick: Pick, work: Work) -> float:
         except UserError:  # below the least that any choice costs
             low = middle
             continue
-        low, high = (low, middle) if predicted(basis, sizes, work) > work.study.ratio else (middle, high)
+        low, high = (low, middle) if predicted(basis, sizes) > target else (middle, high)
     return low
 
 
-def searcher(scores: OptionScores, cost: Cost, fixed: float, dense: float) -> Pick:
+def searcher(scores: OptionScores, cost: Cost, fixed: float) -> Pick:
     """Share of the dense cost -> sizes and options."""
+    dense = dense_cost(scores.source, cost, fixed)
 
     def pick(ratio: float) -> tuple[Sizes, list[int]]:
         choice = choose(scores, cost, ratio * dense, fixed)
@@ -342,8 +373,13 @@ def uniform(scores: OptionScores, ratio: float, study: Study) -> tuple[Sizes, li
 
 def settle(work: Work, whole: WholeModels, pick: Pick, basis: CostBasis) -> dict[str, Any]:
     """Correct the share asked for until the share measured is the target, at most three times; keep the nearest."""
-    target, best = work.study.ratio, None
-    asked = first_share(basis, pick, work)
+    target, best, alone, trimmed = work.study.ratio, None, None, 1.0
+    if work.study.is_trimmed:
+        layers = read_structure(basis.timer.model).layers
+        alone = whole.compare([(one.n_heads, one.n_kv_heads, one.ffn_width) for one in layers])
+        trimmed = alone.ratio
+        say(f"trimmed alone: {trimmed:.3f} (A/A {alone.aa_bound:.3f})")
+    asked = first_share(basis, pick, target / trimmed)
     tried = []
     for _ in range(3):
         try:
@@ -357,7 +393,7 @@ def settle(work: Work, whole: WholeModels, pick: Pick, basis: CostBasis) -> dict
             "asked": asked,
             "sizes": sizes,
             "options": options,
-            "predicted_ratio": predicted(basis, sizes, work),
+            "predicted_ratio": trimmed * predicted(basis, sizes),
             "measured": comparison.to_json(),
         }
         tried.append({"asked": asked, "measured_ratio": comparison.ratio, "aa_bound": comparison.aa_bound})
@@ -368,10 +404,10 @@ def settle(work: Work, whole: WholeModels, pick: Pick, basis: CostBasis) -> dict
             break
         asked = min(1.5, max(0.02, asked * target / comparison.ratio))
     assert best is not None
-    return {**best, "tried": tried}
+    return {**best, "tried": tried, **({"trimmed": alone.to_json()} if alone is not None else {})}
 
 
-def predicted(basis: CostBasis, sizes: Sizes, work: Work) -> float:
+def predicted(basis: CostBasis, sizes: Sizes) -> float:
     """What the table says of a shape, as a share of dense."""
     cost, fixed = measured_cost(basis.costs, "cpu_s"), basis.costs.fixed("cpu_s")
     small = fixed + math.fsum(cost(0, ATTENTION, heads) + cost(0, FFN, width) for heads, _, width in sizes)
@@ -395,7 +431,9 @@ def refine_choices(work: Work) -> None:
         return trial.loss_of_all([(option.kept, option.precision) for option in chosen])
 
     refined = {}
-    for name in ("measured", "macs"):
+    for name in SEARCHES:
+        if name not in matched:
+            continue
         cost, fixed = cost_of(name, work, model, basis)
         start = matched[name]["options"]
         before = choice_of(scores, start, cost, fixed)
@@ -414,7 +452,7 @@ def rematch(work: Work) -> None:
     basis, scores, refined = work.basis(model), work.scores(), work.read("refined")
     found = {}
     with WholeModels(basis) as whole:
-        for name in ("measured", "macs"):
+        for name in refined:
             cost, fixed = cost_of(name, work, model, basis)
             options = refined[name]["options"]
             level = choice_of(scores, options, cost, fixed).predicted_cost
@@ -453,6 +491,8 @@ def quality(work: Work) -> None:
     batches = work.batches()
     judge = perplexity_judge(work, dense) if work.study.is_decoder else cosine_judge(work, dense)
     rows = {"dense": {"parameters": n_parameters(dense), **judge(dense)}}
+    if work.study.is_trimmed:
+        rows = {"dense": whole_row(work), "trimmed": {**rows["dense"], **trimmed_cost(work)}}
     for name, (phase, settings) in METHODS.items():
         if not (work.folder / f"{phase}.json").exists():
             continue
@@ -479,6 +519,24 @@ def quality(work: Work) -> None:
         }
         say(f"{name}: {rows[name]}")
     work.write("quality", rows)
+
+
+def whole_row(work: Work) -> dict[str, Any]:
+    """The model with all its tokens on the same text."""
+    whole = Work(replace(work.study, is_trimmed=False), work.folder, work.whole, work.check)
+    dense = whole.model()
+    return {"parameters": n_parameters(dense), **perplexity_judge(whole, dense)(dense)}
+
+
+def trimmed_cost(work: Work) -> dict[str, Any]:
+    """What the trim alone measured, in the shape of a method's row."""
+    comparison = work.read("matched")["measured"]["trimmed"]
+    return {
+        "measured_ratio": comparison["ratio"],
+        "measured_ratio_ci95": comparison["ratio_ci95"],
+        "aa_bound": comparison["aa_bound"],
+        "predicted_ratio": comparison["ratio"],
+    }
 
 
 def recover(work: Work) -> None:
@@ -555,29 +613,30 @@ def cosine_judge(work: Work, dense: PreTrainedModel) -> Callable[[PreTrainedMode
 
 
 def perplexity_judge(work: Work, dense: PreTrainedModel) -> Callable[[PreTrainedModel], dict[str, float]]:
-    """Token perplexity on unseen addresses, each token predicted once, in windows that overlap by half."""
-    tokenizer, context = load_tokenizer(work.path), 2 * work.study.max_tokens
+    """Perplexity on unseen addresses, each token predicted once, in windows that overlap by half; per token of the
+    whole tokenizer, since a smaller one cuts the same text into more."""
+    context = 2 * work.study.max_tokens
     context = min(context, int(getattr(dense.config, "max_position_embeddings", context)))
-    cut = windows(tokenizer, work.texts(work.study.unseen)[:2], context, context // 2)[:24]
+    texts = [text[:JUDGED_CHARACTERS] for text in work.texts(work.study.unseen)[:JUDGED_TEXTS]]
+    cut = windows(load_tokenizer(work.path), texts, context, context // 2)
+    n_tokens = sum(window.n_scored for window in windows(load_tokenizer(work.whole), texts, context, context // 2))
 
     def judge(model: PreTrainedModel) -> dict[str, float]:
-        loss, n_tokens = 0.0, 0
+        loss = 0.0
         for window in cut:
             ids = torch.tensor([list(window.ids)])
             with torch.no_grad():
                 logits = model(input_ids=ids).logits[0, :-1]
             losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-            n_scored = min(window.n_scored, len(losses))
-            loss += float(losses[-n_scored:].sum())
-            n_tokens += n_scored
+            loss += float(losses[-window.n_scored :].sum())
         return {"perplexity": math.exp(loss / n_tokens), "n_tokens": n_tokens}
 
     return judge
 
 
 PHASES = {
-    "prepare": prepare, "table": table, "score": score, "plan": plan, "match": match, "refine": refine_choices,
-    "rematch": rematch, "quality": quality, "recover": recover,
+    "trim": trim, "prepare": prepare, "table": table, "score": score, "plan": plan, "match": match,
+    "refine": refine_choices, "rematch": rematch, "quality": quality, "recover": recover,
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ NAMES = {
     "minilm": "all-MiniLM-L6-v2, batches of 8 x 32 tokens, 0.6x CPU-seconds a token",
     "minilm-long": "the same in batches of 8 x 128 tokens, judged on the same sentences",
     "smollm2": "SmolLM2-135M-Instruct (dequantised Q4_1), one step of decoding after 144 tokens, 0.8x",
+    "smollm2-trimmed": "the same step of the same model, its vocabulary trimmed to the training text, 0.8x of all",
     "gpt2": "GPT-2 of 4 layers trained on SOTU, one step of decoding after 80 tokens, 0.8x",
 }
 CLOSING = """\
@@ -28,6 +29,7 @@ compressor run pipelines/gpt2-sotu.yaml --until teacher     # its folder goes to
 python eval/pruning/ablation.py minilm table score match refine rematch quality
 python eval/pruning/ablation.py minilm-long table score match refine rematch quality
 python eval/pruning/ablation.py smollm2 table score match refine rematch quality recover
+python eval/pruning/ablation.py smollm2-trimmed trim table score match refine rematch quality
 python eval/pruning/ablation.py gpt2 table score match refine rematch quality --model runs/gpt2-sotu/stages/teacher-...
 python eval/pruning/fast_path.py runs/fast-path.json        # and once more, with the table there
 python eval/pruning/record.py --work runs eval/results
@@ -39,7 +41,7 @@ same scores with another cost; `uniform` keeps the same share everywhere, with t
 ranked by magnitude, with the ridge and without. A/A is the largest difference of the dense model to itself inside the
 interval of that session: smaller differences of cost are not told apart.
 """
-PARTS = ("remark", "table", "scores", "matched", "refined", "rematched", "quality", "recovered")
+PARTS = ("remark", "trimmed", "table", "scores", "matched", "refined", "rematched", "quality", "recovered")
 """`remark` is a sentence about the run, where somebody left one."""
 
 
@@ -95,7 +97,8 @@ def same_choice(study: dict[str, Any]) -> list[str]:
     """Said where the two searches ended at one structure: then their cost made no difference."""
     rows = study["quality"]
     pairs = [(name, name.replace("measured", "macs")) for name in ("measured", "measured + swaps") if name in rows]
-    if pairs and all(rows[one]["sizes"] == rows[other]["sizes"] for one, other in pairs if other in rows):
+    pairs = [(one, other) for one, other in pairs if other in rows]
+    if pairs and all(rows[one]["sizes"] == rows[other]["sizes"] for one, other in pairs):
         return ["The search on MACs chose the very same structures as the search on measured costs here.", ""]
     return []
 
@@ -115,6 +118,10 @@ def page(record: dict[str, Any]) -> str:
         lines += [f"## {NAMES[name]}", ""]
         if "remark" in study:
             lines += [study["remark"], ""]
+        if "trimmed" in study:
+            tokens = study["trimmed"]["tokens"]
+            lines += [f"{tokens['kept']:,} of {tokens['whole']:,} tokens stay. Perplexity is per token of the whole "
+                      "tokenizer, and costs are shares of the whole model's.", ""]  # fmt: skip
         if "table" in study:
             lines += [table_line(study), ""]
         if "quality" in study:
