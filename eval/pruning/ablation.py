@@ -487,16 +487,20 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def quality(work: Work) -> None:
+    """Prune for good and judge, method by method; what was judged in this shape is kept."""
     dense = work.model()
     batches = work.batches()
     judge = perplexity_judge(work, dense) if work.study.is_decoder else cosine_judge(work, dense)
-    rows = {"dense": {"parameters": n_parameters(dense), **judge(dense)}}
-    if work.study.is_trimmed:
-        rows = {"dense": whole_row(work), "trimmed": {**rows["dense"], **trimmed_cost(work)}}
+    rows: dict[str, Any] = work.read("quality") if (work.folder / "quality.json").exists() else {}
+    if "dense" not in rows:
+        rows["dense"] = {"parameters": n_parameters(dense), **judge(dense)}
+        if work.study.is_trimmed:
+            rows = {"dense": whole_row(work), "trimmed": {**rows["dense"], **trimmed_cost(work)}}
     for name, (phase, settings) in METHODS.items():
-        if not (work.folder / f"{phase}.json").exists():
+        matched = work.read(phase) if (work.folder / f"{phase}.json").exists() else {}
+        entry = matched.get("magnitude" if name.startswith("magnitude") else name)
+        if entry is None or rows.get(name, {}).get("sizes") == entry["sizes"]:
             continue
-        entry = work.read(phase)["magnitude" if name.startswith("magnitude") else name]
         started = time.monotonic()
         pruned, _ = prune_model(
             copy.deepcopy(dense),
@@ -518,7 +522,7 @@ def quality(work: Work) -> None:
             **judge(pruned),
         }
         say(f"{name}: {rows[name]}")
-    work.write("quality", rows)
+        work.write("quality", rows)
 
 
 def whole_row(work: Work) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from compressor.measurement.cost_table import (
 )
 from compressor.measurement.device import Device, last_level_cache_bytes, this_device
 from compressor.measurement.granule import device_granule, granule_of
+from compressor.measurement.graph_rounds import Clock, Graph
+from compressor.measurement.whole_models import AgainstDense
 from compressor.methods.surgery import read_structure
 from compressor.spec.evaluation import Workload
 
@@ -268,6 +271,41 @@ def test_a_table_is_measured_once_and_serves_whole_models(
     assert found.rounds == 3 and found.ratio > 0 and found.aa_bound >= 0 and found.size_bytes < found.dense_size_bytes
     with WholeModels(CostBasis(again.costs, again.timer)) as whole:
         assert whole.compare([(2, 1, 16), (4, 2, 0)]) == found  # from the file: nothing is timed again
+
+
+class NoisyCrew:
+    """Turns of a machine whose first rounds are disturbed: a stand-in for other people's work."""
+
+    def __init__(self, disturbed: int) -> None:
+        self.left = disturbed
+
+    def add(self, graph: Graph, *, one_process: bool) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+    def round(self, calls: Sequence[CallShape], rng: np.random.Generator) -> dict[str, dict[str, Turn]]:
+        self.left -= 1
+        spread = 0.5 if self.left >= 0 else 0.002
+        costs = {"dense": 1e-3, "dense again": 1e-3, "pruned": 0.6e-3}
+        return {
+            name: {call.key: turn(cost * math.exp(rng.normal(0, spread))) for call in calls}
+            for name, cost in costs.items()
+        }
+
+
+@pytest.mark.parametrize(("disturbed", "rounds"), [(0, 6), (3, 18), (100, 18)])
+def test_a_session_that_cannot_tell_a_model_from_itself_is_timed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: int, rounds: int
+) -> None:
+    (tmp_path / "dense.onnx").write_bytes(b"12")
+    graph = Graph("dense", tmp_path / "dense.onnx", 10)
+    against = AgainstDense(graph, [CALL], Clock(HERE, 0.1, (), None), rounds=6)
+    monkeypatch.setattr(against, "_crew", NoisyCrew(disturbed), raising=False)
+    found = against.compare(graph)
+    assert found.rounds == rounds
+    assert (found.aa_bound <= 0.05) == (disturbed == 0)
+    if disturbed == 0:
+        assert found.ratio == pytest.approx(0.6, rel=0.01)
 
 
 def test_only_rows_that_lack_rounds_are_timed_again(tiny_encoder: PreTrainedModel, tmp_path: Path) -> None:
