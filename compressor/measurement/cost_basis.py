@@ -170,7 +170,13 @@ class WholeModels:
             basis, effort = self._basis, self._basis.timer.effort
             clock = basis.timer.clock(basis.costs.table.device, effort.whole_window_s)
             self._against = self._stack.enter_context(
-                AgainstDense(self._write(None), basis.costs.calls, clock, rounds=effort.whole_rounds)
+                AgainstDense(
+                    self._write(None),
+                    basis.costs.calls,
+                    clock,
+                    rounds=effort.whole_rounds,
+                    most_rounds=effort.most_whole_rounds,
+                )
             )
         return self._against
 

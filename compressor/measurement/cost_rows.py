@@ -31,12 +31,17 @@ from compressor.methods.surgery import read_structure
 
 @dataclass(frozen=True)
 class Effort:
-    """How long things are timed: rounds of the table and of whole models, and seconds of a turn."""
+    """How long things are timed: rounds of the table and of whole models, and seconds of a turn.
+
+    Whole models take more and shorter turns, since what drifts between two of them is paired away, and up to
+    `most_whole_rounds` where they would otherwise show too little.
+    """
 
     rounds: int = 6
     window_s: float = 0.2
-    whole_rounds: int = 6
-    whole_window_s: float = 0.4
+    whole_rounds: int = 12
+    most_whole_rounds: int = 36
+    whole_window_s: float = 0.2
 
 
 @dataclass(frozen=True)

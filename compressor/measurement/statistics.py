@@ -30,10 +30,10 @@ class PairedRatio:
     """A cost ratio over the rounds of one session.
 
     Attributes:
-        value: geometric mean of the rounds' ratios.
-        ci95: Student's t-interval of the mean log-ratio; None below three rounds.
+        value: geometric mean of the rounds' ratios; of `robust_ratio` their pseudo-median.
+        ci95: Student's t-interval of the mean log-ratio, None below three rounds; of `robust_ratio` its own.
         bootstrap_ci95: expanded percentile bootstrap of the same mean; None below five rounds, which have too few
-            different resamples.
+            different resamples, and of `robust_ratio`.
         n_rounds: pairs that went in.
     """
 
@@ -62,12 +62,7 @@ def paired_ratio(costs: Sequence[float], baseline_costs: Sequence[float], *, see
     Raises:
         ValueError: unequal lengths, no rounds, or a cost that is not positive.
     """
-    numerator, denominator = np.asarray(costs, float), np.asarray(baseline_costs, float)  # (rounds,)
-    if numerator.shape != denominator.shape or numerator.size == 0:
-        raise ValueError(f"a paired ratio needs the same rounds: {numerator.size} against {denominator.size}")
-    if not (np.all(numerator > 0) and np.all(denominator > 0)):
-        raise ValueError("a paired ratio needs positive costs")
-    log_ratios = np.log(numerator / denominator)
+    log_ratios = _log_ratios(costs, baseline_costs)
     value = math.exp(float(log_ratios.mean()))
     if log_ratios.size < 3:
         return PairedRatio(value, None, None, log_ratios.size)
@@ -77,6 +72,46 @@ def paired_ratio(costs: Sequence[float], baseline_costs: Sequence[float], *, see
         return PairedRatio(value, t_bounds, None, int(log_ratios.size))
     b_low, b_high = bootstrap_mean(log_ratios, seed=seed)
     return PairedRatio(value, t_bounds, (math.exp(b_low), math.exp(b_high)), int(log_ratios.size))
+
+
+def robust_ratio(costs: Sequence[float], baseline_costs: Sequence[float]) -> PairedRatio:
+    """The ratio of two costs, paired by round, of which some rounds were disturbed: a few bursts do not move it.
+
+    The Hodges-Lehmann estimate (the median of the means of all pairs of log-ratios, each with itself too) and the
+    exact interval that Wilcoxon's signed-rank test gives it (Hollander and Wolfe, "Nonparametric Statistical Methods",
+    section 3.3); None below six rounds, which cannot give 95 %.
+
+    Args:
+        costs, baseline_costs: as for `paired_ratio`.
+
+    Raises:
+        ValueError: as for `paired_ratio`.
+    """
+    log_ratios = _log_ratios(costs, baseline_costs)
+    n = log_ratios.size
+    first, second = np.triu_indices(n)
+    walsh = np.sort((log_ratios[first] + log_ratios[second]) / 2)  # (n (n + 1) / 2,)
+    value, n_below = math.exp(float(np.median(walsh))), _signed_rank_tail(n)
+    if n_below == 0:
+        return PairedRatio(value, None, None, n)
+    return PairedRatio(value, (math.exp(walsh[n_below - 1]), math.exp(walsh[-n_below])), None, n)
+
+
+def _signed_rank_tail(n: int) -> int:
+    """How many values of the signed-rank statistic of n pairs, from 0 up, have 2.5 % together or less."""
+    ways = np.ones(1)  # of each sum of a subset of 1 ... n
+    for rank in range(1, n + 1):
+        ways = np.convolve(ways, np.r_[1.0, np.zeros(rank - 1), 1.0])
+    return int((ways.cumsum() / 2.0**n <= (1 - CONFIDENCE) / 2).sum())
+
+
+def _log_ratios(costs: Sequence[float], baseline_costs: Sequence[float]) -> Floats:
+    numerator, denominator = np.asarray(costs, float), np.asarray(baseline_costs, float)  # (rounds,)
+    if numerator.shape != denominator.shape or numerator.size == 0:
+        raise ValueError(f"a paired ratio needs the same rounds: {numerator.size} against {denominator.size}")
+    if not (np.all(numerator > 0) and np.all(denominator > 0)):
+        raise ValueError("a paired ratio needs positive costs")
+    return np.log(numerator / denominator)
 
 
 def t_interval(samples: Floats) -> tuple[Floats, Floats]:

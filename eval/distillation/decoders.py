@@ -189,17 +189,27 @@ def run_arm(arm: str, seed: int, given: Path | None) -> None:
     print(f"{arm}/{seed}: {entry['spent_cpu_s']:.0f} CPU-s, {timed['steps']} steps", flush=True)
 
 
+def named(name: str) -> Path:
+    """A checkpoint under its own name: candidates are told apart by the last part of their folder."""
+    link = WORK / "judged" / name
+    link.parent.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(WORK / name / "out")
+    return link
+
+
 def judge(seeds: list[int]) -> None:
     """Perplexity of everything that is there, against the student that learned alone with the same seed."""
     for seed in seeds:
         names = [arm for arm in ARMS if f"{arm}/{seed}" in read()["arms"]]
         if len(names) < len(ARMS) or f"{seed}" in read()["perplexities"]:
             continue
-        folders = [WORK / f"{arm}-{seed}" / "out" for arm in names] + ([WORK / "teacher" / "out"] if seed == 0 else [])
+        made = [f"{arm}-{seed}" for arm in names] + (["teacher"] if seed == 0 else [])
+        folders = [named(name) for name in made]
         rows = {"rows": 1} if IS_SMOKE else {}
         report = compressor.measure(
             folders, data={"path": str(SOTU / "test.txt"), **rows}, profile="smoke", max_tokens=MAX_TOKENS,
-            workloads=[{"id": "prompt", "input_tokens": 8, "output_tokens": 2, "batch": 1}],
+            workloads=[{"id": "prompt", "input_tokens": 8, "output_tokens": 8, "batch": 1}],
             evaluate={"context": MAX_TOKENS, "stride": MAX_TOKENS // 2},
         )  # fmt: skip
         found = {}

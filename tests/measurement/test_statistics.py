@@ -19,6 +19,7 @@ from compressor.measurement.statistics import (
     mean_interval,
     paired_accuracy,
     paired_ratio,
+    robust_ratio,
     t_interval,
     wilson,
 )
@@ -87,6 +88,37 @@ def test_paired_ratio_worked_by_hand() -> None:
     assert ratio.bootstrap_ci95 is None
 
 
+def test_robust_ratio_worked_by_hand() -> None:
+    """Log-ratios 0 ... 5: their Walsh averages lie symmetrically around 2.5, and six rounds leave the extremes."""
+    found = robust_ratio([math.exp(x) for x in range(6)], [1.0] * 6)
+    assert math.log(found.value) == pytest.approx(2.5)
+    assert found.ci95 is not None and [math.log(end) for end in found.ci95] == pytest.approx([0.0, 5.0])
+    assert robust_ratio([1.0] * 5, [2.0] * 5).ci95 is None  # 1 in 16 is more than 5 %
+
+
+@pytest.mark.parametrize("n", [6, 12, 18, 36])
+def test_robust_interval_is_that_of_the_signed_rank_test(n: int) -> None:
+    """A ratio lies inside just when the test of scipy does not reject it."""
+    rng = np.random.default_rng(n)
+    logs = rng.normal(0.1, 0.05, n)
+    found = robust_ratio(np.exp(logs).tolist(), [1.0] * n)
+    assert found.ci95 is not None
+    low, high = (math.log(end) for end in found.ci95)
+    for shift in (low + 1e-9, high - 1e-9):
+        assert stats.wilcoxon(logs - shift, method="exact").pvalue > 0.05
+    for shift in (low - 1e-9, high + 1e-9):
+        assert stats.wilcoxon(logs - shift, method="exact").pvalue <= 0.05
+
+
+def test_a_few_disturbed_rounds_do_not_move_the_robust_ratio() -> None:
+    rng = np.random.default_rng(0)
+    logs = rng.normal(math.log(0.8), 0.01, 18)
+    logs[:2] += 1.0
+    found, mean = robust_ratio(np.exp(logs).tolist(), [1.0] * 18), paired_ratio(np.exp(logs).tolist(), [1.0] * 18)
+    assert found.value == pytest.approx(0.8, rel=0.02) and mean.value > 0.87
+    assert found.ci95 is not None and found.ci95[0] < 0.8 < found.ci95[1] < 0.85
+
+
 def test_too_few_rounds_have_a_value_and_no_interval() -> None:
     assert paired_ratio([2.0, 2.0], [1.0, 1.0]).ci95 is None
     assert mean_interval([1.0, 2.0]) is None
@@ -113,6 +145,17 @@ def test_swapping_the_two_inverts_the_ratio(pairs: list[tuple[float, float]]) ->
     assert there.ci95 is not None and back.ci95 is not None
     assert there.ci95[0] * back.ci95[1] == pytest.approx(1.0)
     assert there.ci95[0] <= there.value * (1 + 1e-9) and there.value <= there.ci95[1] * (1 + 1e-9)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=1, max_size=12))
+def test_swapping_the_two_inverts_the_robust_ratio(pairs: list[tuple[float, float]]) -> None:
+    there = robust_ratio([a for a, _ in pairs], [b for _, b in pairs])
+    back = robust_ratio([b for _, b in pairs], [a for a, _ in pairs])
+    assert there.value * back.value == pytest.approx(1.0)
+    assert (there.ci95 is None) == (back.ci95 is None) == (len(pairs) < 6)
+    if there.ci95 is not None and back.ci95 is not None:
+        assert there.ci95[0] * back.ci95[1] == pytest.approx(1.0)
 
 
 def test_the_bootstrap_agrees_with_students_interval_on_normal_data() -> None:

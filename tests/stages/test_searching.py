@@ -32,7 +32,7 @@ from compressor.stages.costing import cost_basis, row_lengths
 from compressor.stages.prune import prune
 from compressor.stages.searching import Request, search, split_batches
 
-EFFORT = Effort(rounds=3, window_s=0.002, whole_rounds=3, whole_window_s=0.002)
+EFFORT = Effort(rounds=3, window_s=0.002, whole_rounds=3, most_whole_rounds=3, whole_window_s=0.002)
 ROWS = Workload(id="rows", batch=4, from_data=True)
 
 
