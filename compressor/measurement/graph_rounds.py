@@ -72,10 +72,21 @@ class Crew:
             self._shared = self._shared or self._start("shared", self._stack)
             self._members[graph.name] = (graph, self._shared)
             return
-        worker = self._start(graph.name, self._stack)
-        worker.ask("open", path=str(graph.path))
-        worker.pause()
-        self._members[graph.name] = (graph, worker)
+        self._open(graph, self._start(graph.name, self._stack))
+
+    def renew(self, rng: np.random.Generator) -> None:
+        """Put every graph that has a process of its own into a fresh one, so that its memory lies elsewhere.
+
+        All end before the first starts again, in a drawn order: a lone one would be given its old pages back.
+        """
+        graphs = [graph for graph, worker in self._members.values() if worker is not self._shared]
+        for graph in graphs:
+            self.drop(graph.name)
+        drawn = [graphs[number] for number in rng.permutation(len(graphs))]
+        workers = [self._launch(graph.name, self._stack) for graph in drawn]
+        for graph, worker in zip(drawn, workers, strict=True):
+            worker.wait_until_ready()
+            self._open(graph, worker)
 
     def drop(self, name: str) -> None:
         """End the process of a graph that has one of its own."""
@@ -96,12 +107,20 @@ class Crew:
                 worker.pause()
         return found
 
+    def _open(self, graph: Graph, worker: WorkerProcess) -> None:
+        worker.ask("open", path=str(graph.path))
+        worker.pause()
+        self._members[graph.name] = (graph, worker)
+
     def _start(self, name: str, stack: ExitStack) -> WorkerProcess:
-        device = self._clock.device
-        job = GraphJob(name, device.threads, device.provider, {})
-        worker = stack.enter_context(WorkerProcess(job, self._folder / f"{name}.log"))
+        worker = self._launch(name, stack)
         worker.wait_until_ready()
         return worker
+
+    def _launch(self, name: str, stack: ExitStack) -> WorkerProcess:
+        device = self._clock.device
+        job = GraphJob(name, device.threads, device.provider, {})
+        return stack.enter_context(WorkerProcess(job, self._folder / f"{name}.log"))
 
     def _turn(self, worker: WorkerProcess, graph: Graph, call: CallShape) -> Turn:
         clock = self._clock

@@ -91,7 +91,8 @@ class AgainstDense:
 
     def __enter__(self) -> AgainstDense:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="whole-models-")))
-        self._crew = self._stack.enter_context(opened(self._both, self._clock, folder, one_process=False))
+        both = [replace(self._dense, name=name) for name in (DENSE, TWIN)]
+        self._crew = self._stack.enter_context(opened(both, self._clock, folder, one_process=False))
         return self
 
     def __exit__(
@@ -99,20 +100,14 @@ class AgainstDense:
     ) -> None:
         self._stack.close()
 
-    @property
-    def _both(self) -> list[Graph]:
-        return [replace(self._dense, name=name) for name in (DENSE, TWIN)]
-
     def compare(self, pruned: Graph, *, seed: int = 0) -> Comparison:
         """Time a pruned graph beside the dense one."""
-        all_three = [*self._both, replace(pruned, name=PRUNED)]
-        self._crew.add(all_three[-1], one_process=False)
+        self._crew.add(replace(pruned, name=PRUNED), one_process=False)
         found: dict[str, list[Turn]] = {DENSE: [], TWIN: [], PRUNED: []}
-        aa_bound = math.inf
+        aa_bound, rng = math.inf, np.random.default_rng(seed)
         while len(found[DENSE]) < (self._most_rounds if aa_bound > WIDEST_AA else self._rounds):
-            for graph in all_three if found[DENSE] else ():
-                self._crew.drop(graph.name)
-                self._crew.add(graph, one_process=False)
+            if found[DENSE]:
+                self._crew.renew(rng)
             n_rounds = min(BLOCK_ROUNDS, self._most_rounds - len(found[DENSE]))
             for turns in run_rounds(self._crew, self._calls, n_rounds, seed=seed + len(found[DENSE])):
                 for name, taken in found.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -33,7 +34,7 @@ from compressor.measurement.cost_table import (
 )
 from compressor.measurement.device import Device, last_level_cache_bytes, this_device
 from compressor.measurement.granule import device_granule, granule_of
-from compressor.measurement.graph_rounds import Clock, Graph
+from compressor.measurement.graph_rounds import Clock, Graph, opened
 from compressor.measurement.whole_models import AgainstDense
 from compressor.methods.surgery import read_structure
 from compressor.spec.evaluation import Workload
@@ -273,6 +274,21 @@ def test_a_table_is_measured_once_and_serves_whole_models(
         assert whole.compare([(2, 1, 16), (4, 2, 0)]) == found  # from the file: nothing is timed again
 
 
+def test_a_renewed_crew_times_the_same_graphs_in_new_processes(tiny_encoder: PreTrainedModel, tmp_path: Path) -> None:
+    device = this_device(threads=1, provider="CPUExecutionProvider")
+    timer = Timer(tiny_encoder, False, ("last_hidden_state",), QUICK)
+    graph = timer.write_whole(None, tmp_path, "fp32")
+    graphs = [replace(graph, name=name) for name in ("one", "other")]
+    with opened(graphs, timer.clock(device, 0.002), tmp_path, one_process=False) as crew:
+        before = {name: worker.pid for name, (_, worker) in crew._members.items()}
+        crew.renew(np.random.default_rng(0))
+        after = {name: worker.pid for name, (_, worker) in crew._members.items()}
+        assert set(after) == set(before) and not set(after.values()) & set(before.values())
+        assert not any(psutil.pid_exists(pid) for pid in before.values())
+        turns = crew.round([CALL], np.random.default_rng(0))
+    assert {name: turn[CALL.key].cpu_s > 0 for name, turn in turns.items()} == {"one": True, "other": True}
+
+
 class NoisyCrew:
     """Turns of a machine whose first rounds are disturbed: a stand-in for other people's work."""
 
@@ -282,6 +298,8 @@ class NoisyCrew:
     def add(self, graph: Graph, *, one_process: bool) -> None: ...
 
     def drop(self, name: str) -> None: ...
+
+    def renew(self, rng: np.random.Generator) -> None: ...
 
     def round(self, calls: Sequence[CallShape], rng: np.random.Generator) -> dict[str, dict[str, Turn]]:
         self.left -= 1
