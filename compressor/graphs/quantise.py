@@ -209,8 +209,7 @@ def quantise_static(
         out: the file to write.
         feeds: calibration inputs by name, from training data and never from evaluation data. No padding: the
             calibrator cannot see the mask, and what a model computes on padding would widen every range.
-        method: ``minmax``, ``percentile`` (clips rare outliers) or ``entropy`` (least KL divergence of histograms). The
-            last two keep all activations of all feeds in memory.
+        method: ``minmax``, ``percentile`` (clips rare outliers) or ``entropy`` (least KL divergence of histograms).
         percentile: share of values inside the range, in percent.
         per_channel: one weight scale per output column instead of one per matrix.
         include_lm_head: quantise the product that yields ``logits``.
@@ -274,7 +273,8 @@ def _calibrate(
             calibrate_method=method,
             extra_options=options,
         )
-        calibrator.collect_data(_Reader(feeds))
+        for feed in feeds:  # one by one: histograms of several calls at once need texts of one length
+            calibrator.collect_data(_Reader([feed]))
         return calibrator.compute_data()
 
 

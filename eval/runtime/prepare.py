@@ -96,7 +96,7 @@ def make_encoder(teacher: Path, *, tune: bool) -> None:
         entry("openvino-nncf-int8", "openvino", nncf("encoder", plain, OUT / "encoder-nncf.xml")),
         entry("ours-fp32", "ort", made["onnx"].path / "onnx" / "model.onnx"),
         *_ours(made, ("int8", "static", "tuned")),
-        entry("ours-static-in-openvino", "openvino", made["static"].path / "onnx" / "model_quantized.onnx"),
+        *_in_openvino(made, ("static",)),
     ]
     write("encoder", entries)
 
@@ -159,6 +159,11 @@ def _ours(made: Any, stages: Sequence[str]) -> list[dict[str, Any]]:
             settings = {name: value for name, value in variant.settings.items() if name not in CALLS}
             entries.append(entry(f"ours-{stage}", "ort", made[stage].path / variant.path, **settings))
     return entries
+
+
+def _in_openvino(made: Any, stages: Sequence[str]) -> list[dict[str, Any]]:
+    """The same files in the other runtime."""
+    return [one | {"id": f"{one['id']}-in-openvino", "worker": "openvino"} for one in _ours(made, stages)]
 
 
 CALLS = ("batch_size", "sort_by_length")
