@@ -6,8 +6,9 @@
     python eval/runtime/fusions.py report
 
 `make` takes our fused SmolLM2 graphs and takes one fusion apart again, in standard operators, so that two files differ
-in that and in nothing else; each must give the logits of the fused one. A run needs the machine for itself, about a
-minute: a process for each file, paired rounds in drawn order, CPU-seconds for each generated token.
+in that and in nothing else; each must give the logits of the fused one, or in 8 bits stay as near to those of fp32. A
+run needs the machine for itself, about a minute: a process for each file, paired rounds in drawn order, CPU-seconds for
+each generated token.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from compressor.measurement.statistics import paired_ratio
 FUSED = "fused"
 OUT = INPUTS / "fusions"
 SHAPE = "1x32"
-TOLERANCE = {"fp32": 1e-4, "w8": 2e-2}
-"""Of the largest logit. The kernels of `w8` round their inputs to 8 bits, where a last bit can decide."""
+SCHEMES = ("fp32", "w8")
+TOLERANCE, NO_FURTHER = 1e-4, 1.25
+"""Of the largest logit, in fp32. The kernels of `w8` round their inputs to 8 bits, where a last bit decides: there a
+file may be no further from fp32 than the fused one, times this."""
 
 
 class Parts:
@@ -141,23 +144,29 @@ def make() -> None:
     """Every file, held against the fused one on a prefill, a step and a chunk after a past."""
     OUT.mkdir(parents=True, exist_ok=True)
     ours = {entry["id"]: entry for entry in json.loads((INPUTS / "decoder-candidates.json").read_text())}
-    for scheme in TOLERANCE:
+    feeds = probe_feeds(load_onnx(ours["ours-fp32"]["path"]))
+    exact = [logits(Path(ours["ours-fp32"]["path"]), feed) for feed in feeds]
+    for scheme in SCHEMES:
         source = Path(ours[f"ours-{scheme}"]["path"])
-        feeds = probe_feeds(load_onnx(source))
-        expected = [logits(source, feed) for feed in feeds]
+        allowed = TOLERANCE if scheme == "fp32" else NO_FURTHER * away(source, feeds, exact)
         entries = [{"id": FUSED, "worker": "ort", "path": str(source), "settings": {}}]
         for name, split in VARIANTS.items():
             model, path = load_onnx(source), OUT / f"{scheme}-{name}.onnx"
             n_split = take_apart(model, split)
             save_onnx(model, path)
-            away = max(
-                float(np.abs(logits(path, feed) - answer).max() / np.abs(answer).max())
-                for feed, answer in zip(feeds, expected, strict=True)
-            )
-            assert n_split and away <= TOLERANCE[scheme], f"{path.name}: {n_split} taken apart, {away:.2g} away"
-            print(f"{path.name}: {n_split} taken apart, {away:.2g} of the largest logit away")
+            off = away(path, feeds, exact)
+            said = f"{path.name}: {n_split} taken apart, {off:.2g} of the largest logit off fp32, {allowed:.2g} allowed"
+            if not n_split or off > allowed:
+                raise SystemExit(said)
+            print(said, flush=True)
             entries.append({"id": name, "worker": "ort", "path": str(path), "settings": {}, "taken_apart": n_split})
         (OUT / f"{scheme}.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def away(path: Path, feeds: list[dict[str, Any]], exact: list[Any]) -> float:
+    """The furthest from the fused fp32 file, relative to its largest logit."""
+    pairs = [(logits(path, feed), answer) for feed, answer in zip(feeds, exact, strict=True)]
+    return max(float(np.abs(found - answer).max() / np.abs(answer).max()) for found, answer in pairs)
 
 
 def logits(path: Path, feed: dict[str, Any]) -> Any:
@@ -226,7 +235,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("make")
     timed = commands.add_parser("run")
-    timed.add_argument("--scheme", choices=tuple(TOLERANCE), required=True)
+    timed.add_argument("--scheme", choices=SCHEMES, required=True)
     timed.add_argument("--rounds", type=int, default=9)
     timed.add_argument("--window-s", type=float, default=0.6)
     timed.add_argument("--output-tokens", type=int, default=32)
