@@ -218,8 +218,8 @@ def judge(seeds: list[int]) -> None:
             paired = quality.paired
             found[name] = {
                 "token_perplexity": quality.value,
-                "log_ratio": paired.delta if paired else None,
-                "ci95": list(paired.ci95) if paired and paired.ci95 else None,
+                "delta_to_alone": paired.delta if paired else None,
+                "delta_ci95": [paired.ci95.low, paired.ci95.high] if paired and paired.ci95 else None,
                 "n": quality.n,
             }
         write("perplexities", f"{seed}", found)
