@@ -111,7 +111,8 @@ def _log_ratios(costs: Sequence[float], baseline_costs: Sequence[float]) -> Floa
         raise ValueError(f"a paired ratio needs the same rounds: {numerator.size} against {denominator.size}")
     if not (np.all(numerator > 0) and np.all(denominator > 0)):
         raise ValueError("a paired ratio needs positive costs")
-    return np.log(numerator / denominator)
+    log_ratios: Floats = np.log(numerator / denominator)  # (rounds,)
+    return log_ratios
 
 
 def t_interval(samples: Floats) -> tuple[Floats, Floats]:
