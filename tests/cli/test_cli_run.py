@@ -53,7 +53,12 @@ def test_a_run_is_silent_when_told_and_resumes_when_repeated(tmp_path: Path) -> 
 def test_a_stop_leaves_a_run_that_goes_on(tmp_path: Path, stop: signal.Signals) -> None:
     command = ["run", SMOKE, "--out", str(tmp_path), "--until", "teacher", *epochs(500)]
     running = subprocess.Popen(
-        [sys.executable, "-m", "compressor.cli", *command], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "compressor.cli", *command],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a suite that a shell runs in the background has SIGINT ignored, and what it starts inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert running.stderr is not None
     lines = []
