@@ -137,12 +137,10 @@ def prune_folder(
             source = line.source(folder, task)
             from compressor.stages.costing import cost_basis
 
-            graphs = workdir / "graphs"
-            graphs.mkdir(exist_ok=True)
             calls = tuple(workloads) or (DECODER_CALLS if task.is_decoder else ENCODER_CALLS,)
             basis = cost_basis(
                 settings, source, workloads=calls, data=ctx.data, task=task, max_tokens=max_tokens, target=target,
-                calibration=None, emit=emit, graphs=graphs,
+                calibration=None, emit=emit, graphs=workdir / "graphs",
             )  # fmt: skip
             pruned = line.stage(settings, source, workdir / "pruned", costs=basis)
             ships_int8 = settings.search is not None and settings.search.precision == "int8"

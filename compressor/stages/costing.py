@@ -49,7 +49,7 @@ def cost_basis(
         emit: takes progress.
         effort: how long things are timed.
         check: hold sums over the table against random whole models before they are believed.
-        graphs: folder that keeps what is exported, the dense model too; temporary ones where None.
+        graphs: folder to make that keeps what is exported, the dense model too; temporary ones where None.
 
     Raises:
         UserError: a table of another device or model; a workload or phase that does not exist.
@@ -58,6 +58,8 @@ def cost_basis(
     budget, search = config.budget, config.search or Search()
     if budget is None or not budget.is_measured:
         return None
+    if graphs is not None:
+        graphs.mkdir(exist_ok=True)
     lengths = row_lengths(source.path, data, max_tokens) if any(one.from_data for one in workloads) else []
     calls = call_shapes(workloads, lengths, is_decoder=task.is_decoder, workload=budget.workload, phase=budget.phase)
     with quiet_transformers():
