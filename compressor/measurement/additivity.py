@@ -16,27 +16,25 @@ from scipy.stats import kendalltau
 
 from compressor.checkpoints.files import digest_json
 from compressor.errors import StageError
+from compressor.measurement.cost_graphs import Whole
 from compressor.measurement.cost_rows import Timer
 from compressor.measurement.cost_table import (
     CallShape,
     Costs,
     CostTable,
     Fit,
-    Precision,
+    Shipped,
 )
 from compressor.measurement.graph_rounds import mixed, opened, run_rounds
-from compressor.methods.structure import ATTENTION, FFN
+from compressor.methods.structure import ATTENTION, FFN, KINDS
 from compressor.methods.surgery import read_structure
 
 MAX_MAPE = 0.05
 MIN_TAU = 0.95
 N_MODELS = 5
 
-Sizes = list[tuple[int, int, int]]
-"""Query heads, key/value heads and neurons of each layer."""
 
-
-def fit_name(calls: Sequence[CallShape], precision: Precision) -> str:
+def fit_name(calls: Sequence[CallShape], precision: Shipped) -> str:
     """What a fit holds for: a mix of calls, and a precision."""
     mix = sorted([call.key, call.real_tokens, call.weight] for call in calls)
     return f"{precision}-{digest_json(mix)[:12]}"
@@ -46,15 +44,15 @@ def check_additivity(
     table: CostTable,
     timer: Timer,
     calls: Sequence[CallShape],
-    precision: Precision,
-    structures: Sequence[Sizes],
+    precision: Shipped,
+    structures: Sequence[Whole],
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fit:
     """The fit of this mix: from the table's file, or made now on whole models.
 
     Args:
-        structures: of the whole models; those that `random_structures` draws.
+        structures: whole models; those that `random_structures` draws.
 
     Raises:
         StageError: sums over the table do not predict whole models; the figures are named.
@@ -62,8 +60,8 @@ def check_additivity(
     name = fit_name(calls, precision)
     if name not in table.fits:
         costs = Costs(table, tuple(calls), precision)
-        parts = np.array([_parts(costs, sizes) for sizes in structures])  # (n, 2): attention, FFN
-        measured = np.array(_measure(table, timer, calls, precision, structures, on_progress))
+        parts = np.array([_parts(costs, whole) for whole in structures])  # (n, 2): attention, FFN
+        measured = np.array(_measure(table, timer, calls, structures, on_progress))
         table.add_fit(name, fit_costs(parts, measured))
     fit = table.fits[name]
     if fit.mape >= MAX_MAPE or fit.kendall_tau <= MIN_TAU:
@@ -112,10 +110,11 @@ def _fit(columns: NDArray[np.float64], measured: NDArray[np.float64], names: tup
     )
 
 
-def random_structures(timer: Timer, n_models: int, granule: int, seed: int) -> list[Sizes]:
-    """Structures from small to large, uneven inside: whole key/value groups, FFN widths on the granule."""
+def random_structures(timer: Timer, n_models: int, granule: int, seed: int, precision: Shipped = "fp32") -> list[Whole]:
+    """Structures from small to large, uneven inside: whole key/value groups, FFN widths on the granule; where the
+    precision is mixed, half of the sublayers in fp32."""
     layers = read_structure(timer.model).layers
-    rng = np.random.default_rng(seed)
+    rng, coin = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     drawn = []
     for level in np.linspace(0.25, 1.0, n_models):
         shares = np.clip(level + rng.uniform(-0.25, 0.25, (len(layers), 2)), 0.0, 1.0)
@@ -125,23 +124,26 @@ def random_structures(timer: Timer, n_models: int, granule: int, seed: int) -> l
             per_group = layer.n_heads // max(1, layer.n_kv_heads)
             width = min(layer.ffn_width, granule * round(ffn * layer.ffn_width / granule))
             sizes.append((kv_heads * per_group, kv_heads, width))
-        drawn.append(sizes)
+        places = [(number, kind) for number in range(len(layers)) for kind in KINDS]
+        wide = [place for place in places if precision == "mixed" and coin.random() < 0.5]
+        drawn.append(Whole(tuple(sizes), "fp32" if precision == "fp32" else "int8", frozenset(wide)))
     return drawn
 
 
-def _parts(costs: Costs, sizes: Sizes) -> tuple[float, float]:
-    return (
-        sum(costs.sublayer(ATTENTION, heads, "cpu_s") for heads, _, _ in sizes if heads),
-        sum(costs.sublayer(FFN, width, "cpu_s") for *_, width in sizes if width),
-    )
+def _parts(costs: Costs, whole: Whole) -> tuple[float, float]:
+    sums = dict.fromkeys(KINDS, 0.0)
+    for number, (heads, _, width) in enumerate(whole.sizes or ()):
+        for kind, size in ((ATTENTION, heads), (FFN, width)):
+            if size:
+                sums[kind] += costs.sublayer(kind, size, "cpu_s", whole.precision_of(number, kind))
+    return sums[ATTENTION], sums[FFN]
 
 
 def _measure(
     table: CostTable,
     timer: Timer,
     calls: Sequence[CallShape],
-    precision: Precision,
-    structures: Sequence[Sizes],
+    structures: Sequence[Whole],
     on_progress: Callable[[int, int], None],
 ) -> list[float]:
     """CPU-seconds a token of each structure as a whole model, in rounds over all of them."""
@@ -149,8 +151,8 @@ def _measure(
     total = len(structures) + effort.whole_rounds
     on_progress(0, total)
     with tempfile.TemporaryDirectory(prefix="additivity-") as name:
-        for number, sizes in enumerate(structures):
-            graphs.append(timer.write_whole(sizes, Path(name), precision))
+        for number, whole in enumerate(structures):
+            graphs.append(timer.write_whole(whole, Path(name)))
             on_progress(number + 1, total)
         clock = timer.clock(table.device, effort.whole_window_s)
         with opened(graphs, clock, Path(name), one_process=False) as crew:

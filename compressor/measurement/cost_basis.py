@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +15,13 @@ from compressor import energy
 from compressor.checkpoints.files import digest_json
 from compressor.errors import UserError
 from compressor.measurement.additivity import N_MODELS, check_additivity, fit_name, random_structures
-from compressor.measurement.cost_graphs import model_shape
+from compressor.measurement.cost_graphs import Whole, model_shape
 from compressor.measurement.cost_rows import Effort, Timer, fill_table, missing_rows, wanted_rows
 from compressor.measurement.cost_table import (
     CallShape,
     Costs,
     Precision,
+    Shipped,
     open_table,
     table_path,
     tables_folder,
@@ -53,7 +54,7 @@ def measure_costs(
     is_decoder: bool,
     outputs: Sequence[str],
     calls: Sequence[CallShape],
-    precision: Precision,
+    precision: Shipped,
     granule: int,
     threads: int,
     provider: str,
@@ -101,14 +102,14 @@ def measure_costs(
     with ExitStack() as stack:
         kept = graphs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cost-graphs-")))
         writer = replace(timer, graphs=kept)
-        precisions: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", precision]
+        precisions: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", "int8"]
         rows = wanted_rows(model, precisions, granule) if is_ours else []
-        wholes = random_structures(timer, N_MODELS, granule, seed=0) if check else []
+        wholes = random_structures(timer, N_MODELS, granule, 0, precision) if check else []
         missing = tuple(missing_rows(table, rows, calls, timer.effort.rounds))
         unchecked = () if fit_name(calls, precision) in table.fits else tuple(wholes)
-        dense = () if graphs is None else (None,)  # timed beside each choice, later
+        dense = () if graphs is None else (Whole(),)  # timed beside each choice, later
         write_ahead(
-            Order(writer, device, missing, (*dense, *unchecked), precision),
+            Order(writer, device, missing, (*dense, *unchecked)),
             on_progress=lambda done, total: on_progress("cost table: graphs", done, total),
         )
         if is_ours:
@@ -147,17 +148,20 @@ class WholeModels:
     ) -> None:
         self._stack.close()
 
-    def compare(self, sizes: Sequence[tuple[int, int, int]]) -> Comparison:
+    def compare(self, sizes: Sequence[tuple[int, int, int]], wide: Collection[tuple[int, str]] = ()) -> Comparison:
         """Export a structure and time it against the dense model.
 
         Args:
             sizes: query heads, key/value heads and neurons of each layer.
+            wide: sublayers in fp32 where the others are in INT8, as (layer, kind).
         """
         costs = self._basis.costs
-        key = digest_json([[list(layer) for layer in sizes], fit_name(costs.calls, costs.precision)])
+        whole = Whole(tuple(sizes), costs.rest, frozenset(wide))
+        left = [sorted(whole.wide)] if whole.wide else []
+        key = digest_json([[list(layer) for layer in sizes], fit_name(costs.calls, costs.precision), *left])
         known = costs.table.comparisons
         if key not in known:
-            found = self._open().compare(self._write(sizes))
+            found = self._open().compare(self._basis.timer.write_whole(whole, self._folder))
             costs.table.add_comparison(key, found.to_json())
         return Comparison.from_json(known[key])
 
@@ -171,7 +175,7 @@ class WholeModels:
             clock = basis.timer.clock(basis.costs.table.device, effort.whole_window_s)
             self._against = self._stack.enter_context(
                 AgainstDense(
-                    self._write(None),
+                    basis.timer.write_whole(Whole(), self._folder),
                     basis.costs.calls,
                     clock,
                     rounds=effort.whole_rounds,
@@ -179,7 +183,3 @@ class WholeModels:
                 )
             )
         return self._against
-
-    def _write(self, sizes: Sequence[tuple[int, int, int]] | None) -> Graph:
-        precision: Precision = "fp32" if sizes is None else self._basis.costs.precision
-        return self._basis.timer.write_whole(sizes, self._folder, precision)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,48 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compressor.checkpoints.files import digest_json
 from compressor.errors import StageError
 from compressor.graphs.export import export_decoder, export_encoder
 from compressor.graphs.files import load_onnx, save_onnx
 from compressor.graphs.fuse import fuse
+from compressor.graphs.places import products_of_sublayers
 from compressor.graphs.quantise import quantise_dynamic
 from compressor.measurement.cost_table import EMPTY, FRAME, Precision
-from compressor.methods.structure import ATTENTION, FFN, LayerStructure, Structure, full_layer
+from compressor.methods.structure import ATTENTION, FFN, KINDS, LayerStructure, Structure, full_layer
 from compressor.methods.surgery import adapter_for, apply_structure, head_dim_of, layers_of, read_structure
 
+Sizes = tuple[tuple[int, int, int], ...]
+"""Query heads, key/value heads and neurons of each layer."""
 STACK_VOCAB = 64
 SWEEP_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole model to time.
+
+    Attributes:
+        sizes: of its layers; None for the dense model.
+        precision: of its products.
+        wide: sublayers that stay in fp32 where the others do not, as (layer, kind).
+    """
+
+    sizes: Sizes | None = None
+    precision: Precision = "fp32"
+    wide: frozenset[tuple[int, str]] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """Of its graph."""
+        if self.sizes is None:
+            return f"dense-{self.precision}"
+        left = f"-{digest_json(sorted(self.wide))[:12]}" if self.wide else ""
+        return f"whole-{digest_json([list(layer) for layer in self.sizes])[:12]}-{self.precision}{left}"
+
+    def precision_of(self, layer: int, kind: str) -> Precision:
+        """Of one sublayer."""
+        return "fp32" if (layer, kind) in self.wide else self.precision
 
 
 def model_shape(model: PreTrainedModel) -> dict[str, Any]:
@@ -112,6 +144,7 @@ def write_graph(
     outputs: Sequence[str],
     precision: Precision = "fp32",
     quantisation: Mapping[str, Any] | None = None,
+    wide: Collection[tuple[int, str]] = (),
     sweep_bytes: int = 0,
 ) -> None:
     """Export, fuse and (for INT8) quantise, as the stages do.
@@ -119,6 +152,7 @@ def write_graph(
     Args:
         outputs: the outputs that an encoder is used for.
         quantisation: arguments of `quantise_dynamic`.
+        wide: sublayers to leave in fp32, as (layer, kind).
         sweep_bytes: further weights that every call reads.
     """
     if is_decoder:
@@ -129,10 +163,18 @@ def write_graph(
     if precision == "int8":
         whole = path.with_suffix(".fp32.onnx")
         shutil.move(path, whole)
+        present = {
+            (number, kind)
+            for number, layer in enumerate(read_structure(model).layers)
+            for kind in KINDS
+            if kind not in layer.skip
+        }
         try:
-            quantise_dynamic(whole, path, **dict(quantisation or {}))
+            quantise_dynamic(
+                whole, path, exclude=products_of_sublayers(whole, model, present & set(wide)), **(quantisation or {})
+            )
         except StageError:
-            if any(layer.n_heads or layer.ffn_width for layer in read_structure(model).layers):
+            if present - set(wide):
                 raise
             shutil.move(whole, path)  # an encoder without sublayers has no product left to quantise
         whole.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compressor import energy
-from compressor.checkpoints.files import digest_json
 from compressor.graphs.files import file_bytes
-from compressor.measurement.cost_graphs import STACK_VOCAB, graph_for, sliced, weight_bytes, write_graph
+from compressor.measurement.cost_graphs import STACK_VOCAB, Whole, graph_for, sliced, weight_bytes, write_graph
 from compressor.measurement.cost_table import (
     EMPTY,
     FRAME,
@@ -84,6 +83,7 @@ class Timer:
         precision: Precision,
         *,
         vocab_size: int,
+        wide: Collection[tuple[int, str]] = (),
         sweep_bytes: int = 0,
     ) -> Graph:
         """Export, fuse and quantise a module of this model's class, unless its graph is kept already."""
@@ -97,6 +97,7 @@ class Timer:
                     outputs=self.outputs,
                     precision=precision,
                     quantisation=self.quantisation,
+                    wide=wide,
                     sweep_bytes=sweep_bytes,
                 )
                 for made in sorted(Path(partial).iterdir(), key=lambda file: file.name == path.name):
@@ -121,15 +122,15 @@ class Timer:
         )
         return graph, n_sublayers
 
-    def write_whole(self, sizes: Sequence[tuple[int, int, int]] | None, folder: Path, precision: Precision) -> Graph:
-        """The whole model cut to (query heads, key/value heads, neurons) per layer; dense where None."""
-        name = "dense" if sizes is None else f"whole-{digest_json([list(layer) for layer in sizes])[:12]}"
+    def write_whole(self, whole: Whole, folder: Path) -> Graph:
+        """The whole model, cut and stored as it says."""
         return self.write(
-            lambda: self.model if sizes is None else sliced(self.model, sizes),
-            f"{name}-{precision}",
+            lambda: self.model if whole.sizes is None else sliced(self.model, whole.sizes),
+            whole.name,
             folder,
-            precision,
+            whole.precision,
             vocab_size=int(self.model.config.vocab_size),
+            wide=whole.wide,
         )
 
     def sweep_bytes(self, device: Device) -> int:

@@ -23,18 +23,19 @@ from compressor.checkpoints.files import canonical_json, digest_json
 from compressor.errors import CheckpointError, UserError
 from compressor.measurement.device import Device
 from compressor.measurement.statistics import mean_interval
-from compressor.methods.structure import ATTENTION, FFN
+from compressor.methods.structure import KINDS
 
 FORMAT = 1
 RowName: TypeAlias = tuple[str, int, "Precision"]
 RowKey: TypeAlias = tuple[str, int, str, str]
 Precision = Literal["fp32", "int8"]
+Shipped = Literal["fp32", "int8", "mixed"]
+"""What becomes of a model: all of it in one precision, or INT8 but for the sublayers that a search left in fp32."""
 Quantity = Literal["cpu_s", "latency_s", "energy_j", "size_bytes"]
 """What can be read from a row; seconds and joules are per call, bytes are those of the file."""
 Timing: TypeAlias = tuple[float, float, float]
 """Median and its 95 % interval."""
 
-KINDS = (ATTENTION, FFN)
 FRAME, EMPTY = "frame", "empty"
 """Kinds of rows besides the sublayers: a small graph without sublayers, and the whole model without them."""
 
@@ -412,18 +413,23 @@ class Costs:
     Attributes:
         table: with every row that the calls need.
         calls: the mix; weights add up to 1.
-        precision: what will ship.
+        precision: what will ship; where it is mixed, what no choice changes is INT8.
         fit: corrects sums by what whole models showed; None uses sums as they are.
     """
 
     table: CostTable
     calls: tuple[CallShape, ...]
-    precision: Precision = "fp32"
+    precision: Shipped = "fp32"
     fit: Fit | None = None
+
+    @property
+    def rest(self) -> Precision:
+        """The precision of what no choice changes, and of a sublayer of which nothing else is said."""
+        return "fp32" if self.precision == "fp32" else "int8"
 
     def sublayer(self, kind: str, size: int, quantity: Quantity, precision: Precision | None = None) -> float:
         """Cost of a sublayer, per token of the mix (seconds of a call for `latency_s`, bytes for `size_bytes`)."""
-        used = precision or self.precision
+        used = precision or self.rest
         total = self._mix(quantity, lambda call: self.table.sublayer(kind, size, used, call, quantity))
         return total * self._slope(kind, quantity)
 
@@ -441,16 +447,17 @@ class Costs:
 
     def fixed(self, quantity: Quantity) -> float:
         """What no choice changes, in the same unit."""
-        empty = self._mix(quantity, lambda call: self.table.empty(self.precision, call, quantity))
+        empty = self._mix(quantity, lambda call: self.table.empty(self.rest, call, quantity))
         if self.fit is not None and quantity in ("cpu_s", "energy_j", "latency_s"):
-            cpu = self._mix("cpu_s", lambda call: self.table.empty(self.precision, call, "cpu_s"))
+            cpu = self._mix("cpu_s", lambda call: self.table.empty(self.rest, call, "cpu_s"))
             return empty * (self.fit.intercept / cpu)
         return empty
 
     def digest(self) -> str:
         """Of the rows that this mix needs and of the fit."""
         keys = {call.key for call in self.calls}
-        rows = [asdict(row) for row in self.table.rows.values() if row.call in keys and row.precision == self.precision]
+        precisions = ("fp32", "int8") if self.precision == "mixed" else (self.precision,)
+        rows = [asdict(row) for row in self.table.rows.values() if row.call in keys and row.precision in precisions]
         used = sorted(rows, key=canonical_json)
         fit = None if self.fit is None else asdict(self.fit)
         calls = [asdict(call) for call in self.calls]

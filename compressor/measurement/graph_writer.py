@@ -11,18 +11,17 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import psutil
 
-from compressor.measurement.cost_graphs import weight_bytes
+from compressor.measurement.cost_graphs import Whole, weight_bytes
 from compressor.measurement.cost_rows import Timer
-from compressor.measurement.cost_table import Precision, RowName
+from compressor.measurement.cost_table import RowName
 from compressor.measurement.device import Device
 from compressor.measurement.worker import die_with_parent
 
-Sizes = Sequence[tuple[int, int, int]]
 FEWEST_GRAPHS = 6
 """Below this a second process would hardly have started before the first is done."""
 MODELS_IN_MEMORY = 6
@@ -37,15 +36,13 @@ class Order:
         timer: how; its `graphs` is the folder.
         device: of the table.
         rows: rows of the table.
-        wholes: whole models, by their sizes; None for the dense one.
-        precision: of the whole models; the dense one is in fp32.
+        wholes: whole models.
     """
 
     timer: Timer
     device: Device
     rows: tuple[RowName, ...]
-    wholes: tuple[Sizes | None, ...]
-    precision: Precision
+    wholes: tuple[Whole, ...]
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.wholes)
@@ -62,8 +59,8 @@ class Order:
         for row in self.rows:
             self.timer.write_row(row, self.device, folder)
             on_graph()
-        for sizes in self.wholes:
-            self.timer.write_whole(sizes, folder, "fp32" if sizes is None else self.precision)
+        for whole in self.wholes:
+            self.timer.write_whole(whole, folder)
             on_graph()
 
 

@@ -81,7 +81,7 @@ class Choice:
         predicted_loss: sum of replace-one scores; ignores how removals interact.
         predicted_cost, dense_cost: in the cost's unit, fixed cost included.
         options: number of the option of each group.
-        precisions: of each layer's sublayers, by kind.
+        precisions: of each layer's sublayers that stay, by kind.
     """
 
     structure: Structure
@@ -92,6 +92,12 @@ class Choice:
     dense_cost: float
     options: tuple[int, ...]
     precisions: tuple[Mapping[str, Precision], ...]
+
+    @property
+    def wide(self) -> frozenset[tuple[int, str]]:
+        """Sublayers that stay in fp32, as (layer, kind)."""
+        chosen = enumerate(self.precisions)
+        return frozenset((layer, kind) for layer, kinds in chosen for kind, one in kinds.items() if one == "fp32")
 
 
 def choose_structure(
@@ -235,14 +241,39 @@ def choose(
     return choice_of(scores, solve_limited(table, losses_of(scores), budget - fixed_cost, further), cost, fixed_cost)
 
 
+def in_order(scores: OptionScores, costs: Sequence[Cost]) -> OptionScores:
+    """Each group's options from the cheapest to the dearest by the first cost, without those that another option of
+    the group beats: no more loss, and no more of any cost."""
+    groups = []
+    for group in scores.groups:
+        spent = {
+            number: tuple(cost(group.layer, group.kind, option.size, option.precision) for cost in costs)
+            for number, option in enumerate(group.options)
+        }
+        order = sorted(spent, key=lambda number: (*spent[number], group.options[number].loss))
+        kept: list[int] = []
+        for number in order:
+            option = group.options[number]
+            if not any(
+                group.options[other].loss <= option.loss
+                and all(a <= b for a, b in zip(spent[other], spent[number], strict=True))
+                for other in kept
+            ):
+                kept.append(number)
+        groups.append(replace(group, options=tuple(group.options[number] for number in kept)))
+    return OptionScores(scores.source, tuple(groups))
+
+
 def choice_of(scores: OptionScores, options: Sequence[int] | Integers, cost: Cost, fixed_cost: float = 0.0) -> Choice:
     """A choice from the number of the option of each group."""
     numbers = np.asarray(options, dtype=np.int64)
     kept: list[dict[str, tuple[int, ...]]] = [{} for _ in scores.source.layers]
     precisions: list[dict[str, Precision]] = [{} for _ in scores.source.layers]
     for group, number in zip(scores.groups, numbers, strict=True):
-        kept[group.layer][group.kind] = group.options[number].kept
-        precisions[group.layer][group.kind] = group.options[number].precision
+        option = group.options[number]
+        kept[group.layer][group.kind] = option.kept
+        if option.kept:
+            precisions[group.layer][group.kind] = option.precision
     layers = tuple(kept_layer(layer, units) for layer, units in zip(scores.source.layers, kept, strict=True))
     return Choice(
         structure=Structure(scores.source.layers_kept, layers),

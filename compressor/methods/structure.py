@@ -14,7 +14,7 @@ from typing import Any
 
 from compressor.errors import CheckpointError
 
-ATTENTION, FFN = "attention", "ffn"
+KINDS = ATTENTION, FFN = "attention", "ffn"
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Trial:
                 columns = unit_columns(layer, described, kind, adapter)
                 weight = weight_of(projection).detach().cpu()
                 bias = None if projection.bias is None else projection.bias.detach().cpu()
-                before = (*adapter.queries, *adapter.keys_values) if kind == ATTENTION else adapter.ffn_in
+                *before, _ = adapter.paths(kind)
                 units, granule = n_units(described, kind), 1 if kind == ATTENTION else ffn_granule
                 self.places.append(
                     Place(
@@ -118,7 +118,7 @@ class Trial:
                         counts=tuple(sorted({round_units(level, units, granule) for level in levels} | {units})),
                         ranking=score_units(importance, weight, collected, columns, gradients[number].get(kind)),
                         projection=projection,
-                        inputs=tuple(linear_at(layer, one.path) for one in before),
+                        inputs=tuple(linear_at(layer, path) for path in before),
                         moments=collected,
                         target=dense_target(collected, weight, bias),
                         columns=columns,

@@ -1,17 +1,20 @@
 """The best shape that is the same in every layer: what a stock config can say, searched by trying all of them.
 
-There are few: a head count and a width for all layers, of those that were scored (seven times seven by default).
+There are few: a head count and a width for all layers, of those that were scored (seven times seven by default). Where
+options differ in precision too, each layer takes its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 
 from transformers import PreTrainedModel
 
 from compressor.errors import UserError
-from compressor.methods.choosing import Choice, Cost, OptionScores, choice_of, costs_of
+from compressor.methods.choosing import Choice, Cost, OptionScores, choice_of, costs_of, losses_of
+from compressor.methods.knapsack import solve_limited
 from compressor.methods.structure import ATTENTION
 from compressor.methods.surgery import adapter_for
 
@@ -52,20 +55,24 @@ def choose_uniform(
     Raises:
         UserError: a budget that no uniform shape reaches; the least reachable is named.
     """
-    table = costs_of(scores, cost)
+    table, losses = costs_of(scores, cost), losses_of(scores)
     further = [(costs_of(scores, other), most) for other, most in limits]
-    losses = [[option.loss for option in group.options] for group in scores.groups]
     best: tuple[float, list[int]] | None = None
     least = float("inf")
     for sizes in _shapes(scores, fits):
         options = _options(scores, sizes)
-        spent = _total(table, options)
-        least = min(least, spent)
-        kept = spent <= (budget - fixed_cost) * (1 + 1e-12)
-        if kept and all(_total(other, options) <= most * (1 + 1e-12) for other, most in further):
-            loss = _total(losses, options)
+        least = min(least, sum(map(min, _only(table, options))))
+        with suppress(UserError):  # this shape costs too much in any precision
+            picked = solve_limited(
+                _only(table, options),
+                _only(losses, options),
+                budget - fixed_cost,
+                [(_only(other, options), most) for other, most in further],
+            )
+            chosen = [numbers[pick] for numbers, pick in zip(options, picked, strict=True)]
+            loss = sum(row[number] for row, number in zip(losses, chosen, strict=True))
             if best is None or loss < best[0]:
-                best = loss, options
+                best = loss, chosen
     if least == float("inf"):
         raise UserError(
             "no shape that is the same in all layers was scored and is one that a stock config can say",
@@ -93,9 +100,13 @@ def _shapes(scores: OptionScores, fits: Fits) -> list[dict[str, int]]:
     return [dict(zip(allowed, shape, strict=True)) for shape in product(*allowed.values())]
 
 
-def _options(scores: OptionScores, sizes: Mapping[str, int]) -> list[int]:
-    return [[option.size for option in group.options].index(sizes[group.kind]) for group in scores.groups]
+def _options(scores: OptionScores, sizes: Mapping[str, int]) -> list[list[int]]:
+    """For each group, the options of that size: one for each precision."""
+    return [
+        [number for number, option in enumerate(group.options) if option.size == sizes[group.kind]]
+        for group in scores.groups
+    ]
 
 
-def _total(table: Sequence[Sequence[float]], options: Sequence[int]) -> float:
-    return sum(row[number] for row, number in zip(table, options, strict=True))
+def _only(table: Sequence[Sequence[float]], options: Sequence[Sequence[int]]) -> list[list[float]]:
+    return [[row[number] for number in numbers] for row, numbers in zip(table, options, strict=True)]

@@ -127,7 +127,7 @@ class PruneBudget(Part):
         return any(name in MEASURED for name in self.limits)
 
 
-Precision = Literal["fp32", "int8"]
+Shipped = Literal["fp32", "int8", "mixed"]
 
 
 class Search(Part):
@@ -140,8 +140,9 @@ class Search(Part):
     """Sizes scored for each sublayer, from nothing to everything."""
     score_rows: Annotated[int, Field(gt=0)] = 64
     """Calibration rows (windows for decoders) on which options are scored; the others rank and refit."""
-    precision: Precision = "fp32"
-    """What will ship: `int8` takes costs and scores of `w8a8-dynamic` weights."""
+    precision: Shipped = "fp32"
+    """What will ship: `int8` takes costs and scores of `w8a8-dynamic` weights; `mixed` chooses size and precision of
+    every sublayer together, for `scheme: w8a8-dynamic` with `exclude: searched` after the export."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """How far from the budget the exported model may be, or as far as the dense model is from itself (A/A)."""
     rescale: Annotated[int, Field(ge=0)] = 3

@@ -31,6 +31,8 @@ class Link:
     teacher: str | None
     brings_its_own: bool = False
     """A distillation whose student comes from elsewhere, so that it starts from no stage."""
+    is_mixed: bool = False
+    """A pruning that chooses the precision of every sublayer, or a quantisation that does as one chose."""
 
 
 def resolve_sources(pipeline: Pipeline) -> dict[str, str]:
@@ -61,7 +63,10 @@ def _link(position: int, stage: Any) -> Link:
         value if isinstance(value := values.get(key), str) else None for key in ("id", "stage", "from", "teacher")
     )
     brings_its_own = kind == "distill" and values.get("student") is not None
-    return Link(position, id_, kind if kind in ACCEPTS else None, from_, teacher, brings_its_own)
+    search = values.get("search")
+    chooses = kind == "prune" and isinstance(search, dict) and search.get("precision") == "mixed"
+    follows = kind == "quantize" and (values.get("exclude"), values.get("scheme")) == ("searched", "w8a8-dynamic")
+    return Link(position, id_, kind if kind in ACCEPTS else None, from_, teacher, brings_its_own, chooses or follows)
 
 
 def chain_problems(links: Sequence[Link], document: Document) -> Iterator[Problem]:
@@ -86,6 +91,7 @@ def _input_problems(link: Link, links: Sequence[Link], document: Document) -> It
         yield _problem(wrong[0], link, "from", document, wrong[1])
     elif not link.brings_its_own and (source := link.from_ or before) is not None:
         yield from _source_problems(link, source, links, document)
+        yield from _mixture_problems(link, links, document)
     if link.teacher is None:
         return
     if wrong := reference_problem(link.teacher, links, before=link.position):
@@ -133,6 +139,16 @@ def _source_problems(link: Link, source: str, links: Sequence[Link], document: D
         yield _problem(
             f"`{link.id}` (quantize) starts from {called}, which is quantised already", link, key, document, hint
         )
+
+
+def _mixture_problems(link: Link, links: Sequence[Link], document: Document) -> Iterator[Problem]:
+    if link.kind != "quantize" or not link.is_mixed:
+        return
+    before = [other for other in links if other.id in _upstream(link, links) and other.kind == "prune"]
+    if not any(other.is_mixed for other in before):
+        message = f"`{link.id}` (quantize) leaves alone what was chosen, and no stage before it chooses"
+        hint = "put a pruning with a `budget` and `search: {precision: mixed}` before it, or name nodes in `exclude`"
+        yield _problem(message, link, "exclude", document, hint)
 
 
 def _a(kind: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from compressor.spec.base import Fraction, Part, PositiveFloat, PositiveInt, Slug, Weight
-from compressor.spec.budgets import PruneBudget, Search
+from compressor.spec.budgets import MEASURED, PruneBudget, Search
 from compressor.spec.distillation import (
     PRESETS,
     DistillLosses,
@@ -211,6 +211,13 @@ class Prune(StageBase):
             raise ValueError("give exactly one of: keep, budget")
         if self.search is not None and self.budget is None:
             raise ValueError("`search` goes with `budget`")
+        if self.search is not None and self.search.precision == "mixed":
+            assert self.budget is not None
+            if not self.budget.is_measured:
+                raise ValueError(
+                    "`precision: mixed` weighs what INT8 saves, which macs and parameters do not tell: "
+                    "give a budget in one of " + ", ".join(MEASURED)
+                )
         return self
 
     @model_validator(mode="after")
@@ -303,9 +310,9 @@ class Quantize(StageBase):
     """Quantise a language model's output layer too."""
     embeddings: bool = False
     """Quantise the embedding table too."""
-    exclude: tuple[str, ...] | Literal["auto"] = ()
+    exclude: tuple[str, ...] | Literal["auto", "searched"] = ()
     """Names of graph nodes left alone; `auto` measures every node's damage and leaves as few alone as `until` needs.
-    With `w4` it tries 8 bits first."""
+    With `w4` it tries 8 bits first. `searched` leaves alone what a pruning with `precision: mixed` chose to."""
     until: Until | None = None
     """Only with `exclude: auto`."""
     calibration_method: Literal["minmax", "percentile", "entropy"] = "minmax"
@@ -315,6 +322,8 @@ class Quantize(StageBase):
     def _go_together(self) -> Quantize:
         if (self.exclude == "auto") != (self.until is not None):
             raise ValueError("`exclude: auto` and `until` go together: what is left out depends on what must hold")
+        if self.exclude == "searched" and self.scheme != "w8a8-dynamic":
+            raise ValueError(f"`exclude: searched` is for w8a8-dynamic, whose costs the search weighed: {self.scheme}")
         only = {
             "arithmetic": ("w8a8-dynamic",),
             "method": ("w8", "w4"),

@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
+from compressor.checkpoints.precisions import PRECISIONS, write_precisions
 from compressor.checkpoints.store import Checkpoint
 from compressor.data.tokenize import load_tokenizer
 from compressor.errors import UserError
@@ -71,6 +72,9 @@ def prune(config: Prune, inputs: SourceInput, out_dir: Path, ctx: StageContext) 
         after = _validate(module, validation, source, ctx)
     lineage = source.content.structure or source.record.realised.get("structure")
     structure = kept if lineage is None else Structure.from_json(lineage).then(kept)
+    if choice is not None and "precisions" in choice:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_precisions(out_dir, choice["precisions"])
     return seal_module(
         module,
         out_dir,
@@ -99,6 +103,7 @@ def prune(config: Prune, inputs: SourceInput, out_dir: Path, ctx: StageContext) 
         labels=source.content.labels,
         structure=None if fits_stock_config(module) else structure.to_json(),
         carry_from=source.path,
+        replaced=(PRECISIONS,),
     )
 
 

@@ -14,14 +14,18 @@ from typing import Any
 
 from compressor.checkpoints.files import carry_files
 from compressor.checkpoints.manifest import Variant
+from compressor.checkpoints.precisions import precisions_of
 from compressor.checkpoints.store import Checkpoint
 from compressor.energy.processor import instruction_set, read_cpu_flags
-from compressor.errors import UnsupportedError
+from compressor.errors import StageError, UnsupportedError
 from compressor.graphs.activations import wide_activations
 from compressor.graphs.choose import ARITHMETICS, write_int8_options
 from compressor.graphs.facts import count_nodes_by_provider, count_unfused, vocabulary_size
+from compressor.graphs.places import products_of_sublayers
+from compressor.methods.surgery import layers_of
 from compressor.runtime.onnx_runner import OnnxRunner, open_onnx
 from compressor.runtime.runners import n_cores
+from compressor.runtime.torch_models import load_module
 from compressor.schema.events import Note, Progress
 from compressor.spec.stages import Quantize
 from compressor.stages.arithmetic import choose_arithmetic
@@ -119,12 +123,14 @@ def _decide(
     config: Quantize, source: Checkpoint, graph: Path, ctx: StageContext, folder: Path, threads: int
 ) -> tuple[Decision, Path, dict[str, Any]]:
     """What the pipeline leaves open, the graph to quantise, and the figures behind it."""
+    found: dict[str, Any] = {}
     runner = open_onnx(
         graph, is_decoder=ctx.task.is_decoder, threads=threads, provider="CPUExecutionProvider", settings={}
     )
-    named = () if config.exclude == "auto" else config.exclude
+    named = _named(config, source, graph)
     decided = Decision(exclude=named, arithmetic="u8s8" if config.arithmetic == "auto" else config.arithmetic)
-    found: dict[str, Any] = {}
+    if config.exclude == "searched":
+        found["fp32_nodes"] = list(named)
     if config.scheme == "w8a8-static":
         decided = replace(decided, feeds=calibration_feeds(runner, source, ctx, CALIBRATION_ROWS))
     if config.method == "gptq":
@@ -140,6 +146,25 @@ def _decide(
         mixture = choose_mixture(Search(config, decided, source, graph, ctx, folder, threads))
         decided, found["mixture"] = mixture.decision, mixture.record
     return decided, graph, found
+
+
+def _named(config: Quantize, source: Checkpoint, graph: Path) -> tuple[str, ...]:
+    """Nodes to leave in fp32, as far as they are known before anything is measured here."""
+    if config.exclude == "auto":
+        return ()
+    if config.exclude != "searched":
+        return config.exclude
+    chosen = precisions_of(source)
+    module = load_module(source)
+    if chosen is None or len(chosen) != len(layers_of(module)):
+        layers = "none" if chosen is None else f"{len(chosen)} layers"
+        raise StageError(
+            f"precisions were chosen for {layers}, and the model has {len(layers_of(module))}",
+            where=f"stages.{config.id}.exclude",
+            hint="let no stage between the search and the export add or remove layers",
+        )
+    wide = {(number, kind) for number, layer in enumerate(chosen) for kind, one in layer.items() if one == "fp32"}
+    return products_of_sublayers(graph, module, wide)
 
 
 def _choose_arithmetic(

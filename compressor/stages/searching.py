@@ -26,6 +26,7 @@ from compressor.methods.choosing import (
     choose,
     costs_of,
     dense_cost,
+    in_order,
     losses_of,
     macs_cost,
     parameter_cost,
@@ -101,7 +102,7 @@ def search(
         UserError: a budget that cannot be met; the least reachable is named.
         DataError: too few calibration tokens.
     """
-    precision: Precision = request.search.precision
+    precisions: dict[str, tuple[Precision, ...]] = {"fp32": ("fp32",), "int8": ("int8",), "mixed": ("fp32", "int8")}
     fitting, judged = split_batches(batches, request.search.score_rows)
     trial = Trial(
         model, fitting, score_batches=judged, score=request.score, importance=request.importance,
@@ -111,10 +112,12 @@ def search(
     require_tokens(_n_tokens(batches), trial.widest_refit)
     scores = score_trial(
         trial,
-        precisions=(precision,),
+        precisions=precisions[request.search.precision],
         on_progress=lambda done, total: emit(Progress(request.stage, "score options", done, total)),
     )
     limits = [_limit(name, limit, scores, model, batches, basis) for name, limit in request.budget.limits.items()]
+    if request.uniform is None:
+        scores = in_order(scores, [limit.cost for limit in limits])
     return _Hunt(request, scores, trial, limits, emit).run(model, basis)
 
 
@@ -127,6 +130,8 @@ class _Hunt:
         self.request, self.scores, self.trial, self.emit = request, scores, trial, emit
         self.first, self.others = limits[0], limits[1:]
         self.attempts: list[dict[str, Any]] = []
+        self.wants_no_more = False
+        """What is left of the budget would buy nothing: whatever costs more loses as much."""
 
     def run(self, model: PreTrainedModel, basis: CostBasis | None) -> Found:
         choice, refined = self._refined(self._choose(1.0))
@@ -170,7 +175,10 @@ class _Hunt:
                 break
             losses = [self._true_loss(other.options) for other in under]
             loss = min(losses)
-            choice = under[losses.index(loss)]
+            before, choice = choice, under[losses.index(loss)]
+            if scale > 1 and choice.options == before.options:
+                self.wants_no_more = True
+                break
         *_, choice, comparison, refined["loss"] = min(tried, key=lambda one: one[:2])
         return choice, comparison
 
@@ -228,7 +236,8 @@ class _Hunt:
         task = "measure the exported shape"
         self.emit(Progress(self.request.stage, task, 0, 1))
         layers = choice.structure.layers
-        found = whole.compare([(layer.n_heads, layer.n_kv_heads, layer.ffn_width) for layer in layers])
+        sizes = [(layer.n_heads, layer.n_kv_heads, layer.ffn_width) for layer in layers]
+        found = whole.compare(sizes, choice.wide if self.request.search.precision == "mixed" else ())
         self.emit(Progress(self.request.stage, task, 1, 1))
         self.attempts.append(
             {
@@ -252,7 +261,8 @@ class _Hunt:
         return max(self.request.search.tolerance, found.aa_bound)
 
     def _is_kept(self, found: Comparison) -> bool:
-        return abs(self._miss(found) - 1) <= self._tolerance(found)
+        miss = self._miss(found) - 1
+        return abs(miss) <= self._tolerance(found) or (miss < 0 and self.wants_no_more)
 
     def _found(
         self, choice: Choice, refined: dict[str, Any], comparison: Comparison | None, basis: CostBasis | None
@@ -266,6 +276,8 @@ class _Hunt:
             "predicted_cost_ratio": choice.predicted_cost / choice.dense_cost,
             "precision": self.request.search.precision,
         }
+        if self.request.search.precision == "mixed":
+            facts["precisions"] = [dict(layer) for layer in choice.precisions]
         if comparison is not None and basis is not None:
             fit = basis.costs.fit
             facts |= {

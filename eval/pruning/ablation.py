@@ -41,6 +41,7 @@ from compressor.data.vocabulary import needed_tokens, write_trimmed
 from compressor.errors import UserError
 from compressor.measurement.additivity import N_MODELS, random_structures
 from compressor.measurement.cost_basis import CostBasis, WholeModels, measure_costs
+from compressor.measurement.cost_graphs import Whole
 from compressor.measurement.cost_rows import Timer, wanted_rows
 from compressor.measurement.cost_table import CallShape
 from compressor.measurement.device import this_device
@@ -232,7 +233,7 @@ def trim(work: Work) -> None:
     write_trimmed(work.whole, kept, work.path)
     model = work.model(work.whole)
     timer = Timer(model, work.study.is_decoder, ("logits",), graphs=work.graphs)
-    timer.write_whole(None, work.graphs, "fp32")
+    timer.write_whole(Whole(), work.graphs)
     trim_embeddings(model, kept).save_pretrained(work.path)
     work.write("trimmed", {"tokens": {"whole": len(load_tokenizer(work.whole)), "kept": len(kept)}})
     say(str(work.read("trimmed")))
@@ -247,8 +248,8 @@ def prepare(work: Work) -> None:
     for row in wanted_rows(model, ["fp32"], work.study.granule):
         timer.write_row(row, device, work.graphs)
         say(f"exported {row}")
-    for sizes in [None, *random_structures(timer, N_MODELS, work.study.granule, 0)]:
-        timer.write_whole(sizes, work.graphs, "fp32")
+    for whole in [Whole(), *random_structures(timer, N_MODELS, work.study.granule, 0)]:
+        timer.write_whole(whole, work.graphs)
         say("exported a whole model")
 
 
@@ -314,7 +315,7 @@ def plan(work: Work) -> None:
     basis, scores = work.basis(model), work.scores()
     for name, pick in picks(work, model, basis, scores).items():
         sizes, _ = pick(first_share(basis, pick, work.study.ratio))
-        basis.timer.write_whole(sizes, work.graphs, "fp32")
+        basis.timer.write_whole(Whole(tuple(sizes)), work.graphs)
         say(f"{name}: exported {sizes}")
 
 

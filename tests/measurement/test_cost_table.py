@@ -19,7 +19,7 @@ from compressor.errors import CheckpointError, StageError, UserError
 from compressor.measurement.additivity import check_additivity, fit_costs, fit_name, random_structures
 from compressor.measurement.calls import call_shapes
 from compressor.measurement.cost_basis import CostBasis, WholeModels, measure_costs
-from compressor.measurement.cost_graphs import make_stack, model_shape
+from compressor.measurement.cost_graphs import Whole, make_stack, model_shape
 from compressor.measurement.cost_rows import Effort, Timer, fill_table, points, wanted_rows
 from compressor.measurement.cost_table import (
     CallShape,
@@ -214,9 +214,18 @@ def test_random_structures_are_uneven_valid_and_reproducible(tiny_decoder: PreTr
     timer = Timer(tiny_decoder, True, ("logits",))
     drawn = random_structures(timer, 5, 16, seed=3)
     assert drawn == random_structures(timer, 5, 16, seed=3) != random_structures(timer, 5, 16, seed=4)
-    for sizes in drawn:
-        assert all(heads == 2 * kv <= 4 and width % 16 == 0 and 0 <= width <= 64 for heads, kv, width in sizes)
-    assert sum(width for *_, width in drawn[0]) < sum(width for *_, width in drawn[-1])
+    for whole in drawn:
+        assert whole.sizes is not None and whole.precision == "fp32" and not whole.wide
+        assert all(heads == 2 * kv <= 4 and width % 16 == 0 and 0 <= width <= 64 for heads, kv, width in whole.sizes)
+    widths = [sum(width for *_, width in whole.sizes or ()) for whole in drawn]
+    assert widths[0] < widths[-1]
+
+    mixed = random_structures(timer, 5, 16, 3, "mixed")
+    assert [whole.sizes for whole in mixed] == [whole.sizes for whole in drawn]
+    assert {whole.precision for whole in mixed} == {"int8"}
+    left = [whole.wide for whole in mixed]
+    assert len(set(left)) > 1 and 0 < sum(map(len, left)) < 5 * 2 * len(mixed[0].sizes or ())
+    assert len({whole.name for whole in (*mixed, *drawn)}) == 10
 
 
 @pytest.mark.parametrize(
@@ -277,7 +286,7 @@ def test_a_table_is_measured_once_and_serves_whole_models(
 def test_a_renewed_crew_times_the_same_graphs_in_new_processes(tiny_encoder: PreTrainedModel, tmp_path: Path) -> None:
     device = this_device(threads=1, provider="CPUExecutionProvider")
     timer = Timer(tiny_encoder, False, ("last_hidden_state",), QUICK)
-    graph = timer.write_whole(None, tmp_path, "fp32")
+    graph = timer.write_whole(Whole(), tmp_path)
     graphs = [replace(graph, name=name) for name in ("one", "other")]
     with opened(graphs, timer.clock(device, 0.002), tmp_path, one_process=False) as crew:
         before = {name: worker.pid for name, (_, worker) in crew._members.items()}

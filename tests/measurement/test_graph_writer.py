@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from compressor.measurement import graph_writer
+from compressor.measurement.cost_graphs import Whole
 from compressor.measurement.cost_rows import Timer, wanted_rows
 from compressor.measurement.device import this_device
 from compressor.measurement.graph_writer import FEWEST_GRAPHS, Order, write_ahead
@@ -18,7 +19,7 @@ DEVICE = this_device(threads=1, provider="CPUExecutionProvider")
 
 def order_for(model: PreTrainedModel, folder: Path) -> Order:
     rows = tuple(wanted_rows(model, ["fp32"], 16))
-    return Order(Timer(model, False, ("last_hidden_state",), graphs=folder), DEVICE, rows, (None,), "fp32")
+    return Order(Timer(model, False, ("last_hidden_state",), graphs=folder), DEVICE, rows, (Whole(),))
 
 
 def test_the_second_process_writes_its_half(
@@ -47,6 +48,6 @@ def test_few_graphs_or_little_memory_start_no_process(
     monkeypatch.setattr(graph_writer, "_has_room", lambda timer: False)
     write_ahead(order, on_progress=lambda done, total: None)
     monkeypatch.setattr(graph_writer, "_has_room", lambda timer: True)
-    few = Order(order.timer, DEVICE, order.rows[: FEWEST_GRAPHS - 1], (), "fp32")
+    few = Order(order.timer, DEVICE, order.rows[: FEWEST_GRAPHS - 1], ())
     write_ahead(few, on_progress=lambda done, total: None)
     assert list(tmp_path.iterdir()) == []

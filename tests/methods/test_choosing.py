@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from tiny_architectures import build, inputs, logits
@@ -11,17 +13,20 @@ from transformers import BertModel, PreTrainedModel
 
 from compressor.errors import DataError, UserError
 from compressor.methods.choosing import (
+    Group,
+    Option,
     OptionScores,
     choose,
     choose_structure,
     dense_cost,
+    in_order,
     macs_cost,
     parameter_cost,
     score_options,
 )
 from compressor.methods.losses import logit_kl
 from compressor.methods.pruning import prune_model
-from compressor.methods.structure import Structure
+from compressor.methods.structure import Structure, full_layer
 from compressor.methods.surgery import apply_structure, layers_of, n_parameters, read_structure
 from compressor.methods.trying import Trial, fake_int8
 
@@ -192,3 +197,29 @@ def test_further_limits_are_kept_where_the_budget_alone_would_not() -> None:
     assert limited.predicted_cost <= budget and limited.predicted_loss >= free.predicted_loss
     with pytest.raises(UserError, match=r"no choice was found that costs at most .* and keeps the limits -1"):
         choose(result, count, budget, limits=[(heads_only, -1.0)])
+
+
+def test_options_in_order_lose_less_the_dearer_they_are_and_the_best_choice_stays() -> None:
+    """Swaps go one option up or down, which must mean more or less of the first cost."""
+    rng = np.random.default_rng(0)
+    groups = []
+    for layer, kind in product((0, 1), ("attention", "ffn")):
+        options = [Option(tuple(range(size)), size, float(rng.uniform()), precision)
+                   for precision in ("fp32", "int8") for size in (0, 2, 4)]  # fmt: skip
+        groups.append(Group(layer, kind, tuple(options)))
+    scores = OptionScores(Structure((0, 1), (full_layer(4, 4, 4),) * 2), tuple(groups))
+
+    def cost(layer: int, kind: str, size: int, precision: str = "fp32", /) -> float:
+        return size * (1.0 if precision == "int8" else 1.7) + (0.3 if kind == "ffn" else 0.0)
+
+    ordered = in_order(scores, [cost])
+    for group, whole in zip(ordered.groups, scores.groups, strict=True):
+        spent = [cost(group.layer, group.kind, one.size, one.precision) for one in group.options]
+        losses = [one.loss for one in group.options]
+        assert spent == sorted(set(spent)) and losses == sorted(set(losses), reverse=True)
+        assert set(group.options) <= set(whole.options) and min(losses) == min(one.loss for one in whole.options)
+    for budget in (6.0, 12.0, 20.0, 30.0):
+        assert choose(ordered, cost, budget).predicted_loss == choose(scores, cost, budget).predicted_loss
+    # what is beaten in one cost alone stays where a second cost is counted too
+    both = in_order(scores, [cost, lambda layer, kind, size, precision="fp32", /: -cost(layer, kind, size, precision)])
+    assert sum(len(group.options) for group in both.groups) > sum(len(group.options) for group in ordered.groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -42,6 +43,32 @@ def test_it_is_the_best_of_all_pairs(losses: list[float], budget: float) -> None
         pytest.fail("every budget here can be met")
     assert found.predicted_loss == pytest.approx(min(tried.values()))
     assert len(set(found.n_heads)) == len(set(found.ffn_widths)) == 1 and found.predicted_cost <= budget
+
+
+@given(st.lists(st.floats(0, 1), min_size=24, max_size=24), st.sampled_from([60.0, 100.0, 150.0]))
+def test_layers_of_one_shape_take_their_own_precisions(losses: list[float], budget: float) -> None:
+    """Two precisions of every size; the second costs half."""
+    narrow = scores_of(losses[12:])
+    groups = tuple(
+        replace(group, options=(*group.options, *(replace(one, precision="int8") for one in other.options)))
+        for group, other in zip(scores_of(losses[:12]).groups, narrow.groups, strict=True)
+    )
+
+    def halved(layer: int, kind: str, size: int, precision: str = "fp32", /) -> float:
+        return cost(layer, kind, size) / (2 if precision == "int8" else 1)
+
+    scores = OptionScores(narrow.source, groups)
+    found = choose_uniform(scores, halved, budget, fits=lambda n_heads: n_heads > 0)
+    tried = []
+    for heads, ffn in product((1, 2), (1, 2)):
+        sizes = (heads, ffn, heads, ffn)
+        for chosen in product((0, 3), repeat=4):
+            options = [group.options[size + at] for group, size, at in zip(groups, sizes, chosen, strict=True)]
+            pairs = list(zip(groups, options, strict=True))
+            if sum(halved(g.layer, g.kind, one.size, one.precision) for g, one in pairs) <= budget:
+                tried.append(sum(one.loss for one in options))
+    assert found.predicted_loss == pytest.approx(min(tried)) and found.predicted_cost <= budget
+    assert len(set(found.n_heads)) == len(set(found.ffn_widths)) == 1
 
 
 def test_a_budget_that_no_uniform_shape_meets_names_the_least() -> None:

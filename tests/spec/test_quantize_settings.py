@@ -16,6 +16,15 @@ ONE = {
         INT8 + "    until: {metric: accuracy, max_drop_points: 1}\n",
         "`exclude: auto` and `until` go together: what is left out depends on what must hold",
     ),
+    "what was searched in another scheme": (
+        "    scheme: w8\n    exclude: searched\n",
+        "`exclude: searched` is for w8a8-dynamic, whose costs the search weighed: w8",
+    ),
+    "what nobody searched": (
+        INT8 + "    exclude: searched\n",
+        "leaves alone what was chosen, and no stage before it chooses\n"
+        "  -> put a pruning with a `budget` and `search: {precision: mixed}` before it, or name nodes in `exclude`",
+    ),
     "arithmetic of another scheme": (
         "    scheme: w8\n    arithmetic: auto\n",
         "`arithmetic` is for w8a8-dynamic, and w8 would ignore it",

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.errors import UnsupportedError
+from compressor.methods.structure import ATTENTION, FFN
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,14 @@ class Adapter:
     def residual_readers(self) -> tuple[str, ...]:
         """Projections whose inputs are the residual stream (behind a norm)."""
         return tuple(projection.path for projection in (*self.queries, *self.keys_values, *self.ffn_in))
+
+    def paths(self, kind: str) -> tuple[str, ...]:
+        """The projections of a kind of sublayer, the one back to the residual last."""
+        inputs, output = {
+            ATTENTION: ((*self.queries, *self.keys_values), self.attention_out),
+            FFN: (self.ffn_in, self.ffn_out),
+        }[kind]
+        return (*(projection.path for projection in inputs), output)
 
 
 def _separate(prefix: str, *names: str) -> tuple[Projection, ...]:

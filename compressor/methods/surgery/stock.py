@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor.errors import UnsupportedError
-from compressor.methods.structure import ATTENTION, FFN, LayerStructure, full_layer
+from compressor.methods.structure import ATTENTION, FFN, KINDS, LayerStructure, full_layer
 from compressor.methods.surgery.adapters import Adapter, adapter_for, layers_of
 from compressor.methods.surgery.apply import head_dim_of, read_layer, read_structure
 from compressor.methods.surgery.hidden import hidden_width
@@ -146,8 +146,7 @@ def _place(
 
 
 def _projections(layer: nn.Module, adapter: Adapter) -> dict[str, Linear]:
-    paths = [projection.path for projection in (*adapter.queries, *adapter.keys_values, *adapter.ffn_in)]
-    return {path: linear_at(layer, path) for path in (*paths, adapter.attention_out, adapter.ffn_out)}
+    return {path: linear_at(layer, path) for kind in KINDS for path in adapter.paths(kind)}
 
 
 def _config_layer(model: PreTrainedModel, adapter: Adapter) -> LayerStructure:
