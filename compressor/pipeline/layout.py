@@ -28,6 +28,23 @@ from compressor.checkpoints.store import Checkpoint, open_checkpoint
 from compressor.errors import CheckpointError, UserError
 
 RUN_SCHEMA = "compressor-run/1"
+RESERVE, RESERVE_BYTES = ".reserve", 64 << 10
+"""Room that a run holds while it works, so that its last word finds some on a disk that filled."""
+
+
+@contextmanager
+def reserved(run_dir: Path) -> Iterator[None]:
+    """Hold some of the disk inside, and give it back at the end, before `run.json` is written for the last time.
+
+    Raises:
+        StageError: there is not even that much room.
+    """
+    path = run_dir / RESERVE
+    write_whole(path, "." * RESERVE_BYTES)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def stage_folder(run_dir: Path, step_id: str, fingerprint: str, *, scratch: bool) -> Path:

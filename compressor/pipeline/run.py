@@ -30,6 +30,7 @@ from compressor.pipeline.layout import (
     finished,
     partial_folder,
     publish,
+    reserved,
     set_aside,
     stage_folder,
 )
@@ -140,7 +141,7 @@ def run(
     _make_run_folder(run_dir)
     emit(RunStarted(pipeline=validated.name, run_dir=str(run_dir), stages=tuple(step.id for step in state.steps)))
     try:
-        with full_disk_named(run_dir):
+        with reserved(run_dir), full_disk_named(run_dir):
             session = _Session(validated, plan, run_dir, state, stage_data, calibration, emit)
             checkpoints, skipped = _run_steps(session, steps, forced)
             report = _judge(session, steps, checkpoints, skipped, metrics) if until is None else None
