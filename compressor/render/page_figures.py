@@ -412,11 +412,15 @@ def _budget_kept(choice: Mapping[str, Any] | None) -> list[str]:
     if choice is None:
         return []
     budget = ", ".join(f"{name} {limit}" for name, limit in choice["budget"].items())
-    predicted = f"Chosen for the budget {budget}; predicted {choice['predicted_cost_ratio']:.3f} of the dense cost."
+    said = [f"Chosen for the budget {budget}; predicted {choice['predicted_cost_ratio']:.3f} of the dense cost."]
+    if "precisions" in choice:
+        chosen = [(n, kind, one) for n, layer in enumerate(choice["precisions"]) for kind, one in layer.items()]
+        wide = ", ".join(f"{kind} of layer {n}" for n, kind, one in chosen if one == "fp32")
+        said.append(f"Of {len(chosen)} sublayers that remain, these stay in fp32 and the others go to INT8: {wide}.")
     if "measured" not in choice:
-        return [predicted]
+        return said
     return [
-        predicted,
+        *said,
         f"The exported shape measured {choice['measured_cost_ratio']:.3f}, {choice['tolerance']:.1%} off being allowed "
         f"(the dense model differed from itself by up to {choice['measured']['aa_bound']:.1%}).",
     ]
