@@ -69,10 +69,10 @@ class Crew:
     def add(self, graph: Graph, *, one_process: bool) -> None:
         """Take a graph in, in a process of its own or in the shared one."""
         if one_process:
-            self._shared = self._shared or self._start("shared", self._stack)
+            self._shared = self._shared or self._start("shared")
             self._members[graph.name] = (graph, self._shared)
             return
-        self._open(graph, self._start(graph.name, self._stack))
+        self._open(graph, self._start(graph.name))
 
     def renew(self, rng: np.random.Generator) -> None:
         """Put every graph that has a process of its own into a fresh one, so that its memory lies elsewhere.
@@ -83,7 +83,7 @@ class Crew:
         for graph in graphs:
             self.drop(graph.name)
         drawn = [graphs[number] for number in rng.permutation(len(graphs))]
-        workers = [self._launch(graph.name, self._stack) for graph in drawn]
+        workers = [self._launch(graph.name) for graph in drawn]
         for graph, worker in zip(drawn, workers, strict=True):
             worker.wait_until_ready()
             self._open(graph, worker)
@@ -112,15 +112,15 @@ class Crew:
         worker.pause()
         self._members[graph.name] = (graph, worker)
 
-    def _start(self, name: str, stack: ExitStack) -> WorkerProcess:
-        worker = self._launch(name, stack)
+    def _start(self, name: str) -> WorkerProcess:
+        worker = self._launch(name)
         worker.wait_until_ready()
         return worker
 
-    def _launch(self, name: str, stack: ExitStack) -> WorkerProcess:
+    def _launch(self, name: str) -> WorkerProcess:
         device = self._clock.device
         job = GraphJob(name, device.threads, device.provider, {})
-        return stack.enter_context(WorkerProcess(job, self._folder / f"{name}.log"))
+        return self._stack.enter_context(WorkerProcess(job, self._folder / f"{name}.log"))
 
     def _turn(self, worker: WorkerProcess, graph: Graph, call: CallShape) -> Turn:
         clock = self._clock

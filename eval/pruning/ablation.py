@@ -2,8 +2,8 @@
 
     python eval/pruning/ablation.py STUDY PHASE [--work DIR] [--out FILE]
 
-STUDY is minilm, minilm-long, smollm2, smollm2-trimmed or gpt2; the phases, in this order, each of which goes on from
-what the one before left in the work folder:
+STUDY is minilm, minilm-long, minilm-int8, smollm2, smollm2-trimmed or gpt2; the phases, in this order, each of which
+goes on from what the one before left in the work folder:
 
     trim      only smollm2-trimmed: the vocabulary that the training text needs
     prepare   graphs for the table (left out, the next phase makes them)
@@ -43,7 +43,7 @@ from compressor.measurement.additivity import N_MODELS, random_structures
 from compressor.measurement.cost_basis import CostBasis, WholeModels, measure_costs
 from compressor.measurement.cost_graphs import Whole
 from compressor.measurement.cost_rows import Timer, wanted_rows
-from compressor.measurement.cost_table import CallShape
+from compressor.measurement.cost_table import CallShape, Precision
 from compressor.measurement.device import this_device
 from compressor.methods.choosing import (
     Choice,
@@ -95,6 +95,8 @@ class Study:
     score_rows: int
     swaps: int
     is_trimmed: bool = False
+    precision: Precision = "fp32"
+    """Of what ships; shares are of the dense model in fp32 all the same."""
 
 
 SEVEN = tuple(step / 6 for step in range(7))
@@ -109,6 +111,10 @@ STUDIES = {
     "minilm-long": Study(
         ".cache/models/all-MiniLM-L6-v2", *MOVIES, False, (CallShape("forward", 8, 128, 0, 1024.0, 1.0),), 0.6, SEVEN,
         granule=64, rows=768, max_tokens=64, score_rows=96, swaps=40,
+    ),
+    "minilm-int8": Study(
+        ".cache/models/all-MiniLM-L6-v2", *MOVIES, False, (CallShape("forward", 8, 128, 0, 1024.0, 1.0),), 0.3, SEVEN,
+        granule=64, rows=768, max_tokens=64, score_rows=96, swaps=40, precision="int8",
     ),
     "smollm2": Study(
         ".cache/models/smollm2-135m-instruct-dequantised-q4_1", *SOTU, True,
@@ -190,7 +196,7 @@ class Work:
             is_decoder=self.study.is_decoder,
             outputs=("logits",) if self.study.is_decoder else ("last_hidden_state",),
             calls=self.study.calls,
-            precision="fp32",
+            precision=self.study.precision,
             granule=self.study.granule,
             threads=torch.get_num_threads(),
             provider="CPUExecutionProvider",
@@ -205,7 +211,9 @@ class Work:
             Group(
                 group["layer"],
                 group["kind"],
-                tuple(Option(read_ranges(o["kept"]), o["size"], o["loss"]) for o in group["options"]),
+                tuple(
+                    Option(read_ranges(o["kept"]), o["size"], o["loss"], self.study.precision) for o in group["options"]
+                ),
             )
             for group in self.read("scores")["groups"]
         ]
@@ -245,10 +253,11 @@ def prepare(work: Work) -> None:
     device = this_device(threads=torch.get_num_threads(), provider="CPUExecutionProvider")
     outputs = ("logits",) if work.study.is_decoder else ("last_hidden_state",)
     timer = Timer(model, work.study.is_decoder, outputs, graphs=work.graphs)
-    for row in wanted_rows(model, ["fp32"], work.study.granule):
+    precisions: list[Precision] = ["fp32"] if work.study.precision == "fp32" else ["fp32", "int8"]
+    for row in wanted_rows(model, precisions, work.study.granule):
         timer.write_row(row, device, work.graphs)
         say(f"exported {row}")
-    for whole in [Whole(), *random_structures(timer, N_MODELS, work.study.granule, 0)]:
+    for whole in [Whole(), *random_structures(timer, N_MODELS, work.study.granule, 0, work.study.precision)]:
         timer.write_whole(whole, work.graphs)
         say("exported a whole model")
 
@@ -269,7 +278,9 @@ def score(work: Work) -> None:
         ffn_granule=study.granule,
     )  # fmt: skip
     scores = score_trial(
-        trial, on_progress=lambda done, total: say(f"scored {done}/{total}") if done % 20 == 0 else None
+        trial,
+        precisions=(study.precision,),
+        on_progress=lambda done, total: say(f"scored {done}/{total}") if done % 20 == 0 else None,
     )
     work.write(
         "scores",
@@ -315,7 +326,7 @@ def plan(work: Work) -> None:
     basis, scores = work.basis(model), work.scores()
     for name, pick in picks(work, model, basis, scores).items():
         sizes, _ = pick(first_share(basis, pick, work.study.ratio))
-        basis.timer.write_whole(Whole(tuple(sizes)), work.graphs)
+        basis.timer.write_whole(Whole(tuple(sizes), work.study.precision), work.graphs)
         say(f"{name}: exported {sizes}")
 
 
@@ -410,11 +421,13 @@ def settle(work: Work, whole: WholeModels, pick: Pick, basis: CostBasis) -> dict
 
 def predicted(basis: CostBasis, sizes: Sizes) -> float:
     """What the table says of a shape, as a share of dense."""
-    cost, fixed = measured_cost(basis.costs, "cpu_s"), basis.costs.fixed("cpu_s")
-    small = fixed + math.fsum(cost(0, ATTENTION, heads) + cost(0, FFN, width) for heads, _, width in sizes)
+    costs = basis.costs
+    parts = [
+        costs.sublayer(ATTENTION, heads, "cpu_s") + costs.sublayer(FFN, width, "cpu_s") for heads, _, width in sizes
+    ]
     layers = read_structure(basis.timer.model).layers
-    dense = fixed + math.fsum(cost(0, ATTENTION, one.n_heads) + cost(0, FFN, one.ffn_width) for one in layers)
-    return small / dense
+    dense = costs.dense([(one.n_heads, one.ffn_width) for one in layers], "cpu_s")
+    return (costs.fixed("cpu_s") + math.fsum(parts)) / dense
 
 
 def refine_choices(work: Work) -> None:

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "minilm": "all-MiniLM-L6-v2, batches of 8 x 32 tokens, 0.6x CPU-seconds a token",
     "minilm-long": "the same in batches of 8 x 128 tokens, judged on the same sentences",
+    "minilm-int8": "the same in batches of 8 x 128 tokens for INT8 (w8a8-dynamic), 0.3x of the dense model in fp32, judged "
+    "before it is quantised",
     "smollm2": "SmolLM2-135M-Instruct (dequantised Q4_1), one step of decoding after 144 tokens, 0.8x",
     "smollm2-trimmed": "the same step of the same model, its vocabulary trimmed to the training text, 0.8x of all",
     "gpt2": "GPT-2 of 4 layers trained on SOTU, one step of decoding after 80 tokens, 0.8x",
@@ -28,6 +30,7 @@ python eval/fetch.py minilm smollm2 movies sotu
 compressor run pipelines/gpt2-sotu.yaml --until teacher     # its folder goes to --model below
 python eval/pruning/ablation.py minilm table score match refine rematch quality
 python eval/pruning/ablation.py minilm-long table score match refine rematch quality
+python eval/pruning/ablation.py minilm-int8 table score match refine rematch quality
 python eval/pruning/ablation.py smollm2 table score match refine rematch quality recover
 python eval/pruning/ablation.py smollm2-trimmed trim table score match refine rematch quality
 python eval/pruning/ablation.py gpt2 table score match refine rematch quality --model runs/gpt2-sotu/stages/teacher-...
