@@ -36,8 +36,8 @@ TEXTS = ("A joy from start to end.", "Two hours of my life that I will never get
 PROMPTS = ("The state of the union is", "Fellow citizens, I congratulate you on the", "We must")
 QUERY = "Is this film any good?"
 NEW_TOKENS = 12
-TOOLS = ("fastembed", "onnxruntime-openvino", "openvino", "optimum", "transformersjs")
-LAID_OUT_ONLY = ("tei", "triton", "sentence-transformers")
+TOOLS = ("fastembed", "onnxruntime-openvino", "openvino", "optimum", "sentence-transformers", "transformersjs")
+LAID_OUT_ONLY = ("tei", "triton")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 Arrays = dict[str, Any]
 
@@ -164,7 +164,7 @@ def decoder_doors(shop: Workshop, precisions: Sequence[str]) -> Iterator[Opened]
 
 
 def embedder_doors(shop: Workshop, precisions: Sequence[str]) -> Iterator[Opened]:
-    """OpenVINO, Transformers.js and fastembed on an embedder."""
+    """OpenVINO, Transformers.js, fastembed and sentence-transformers on an embedder."""
     for precision in precisions:
         model = compressor.load(shop.checkpoint, precision=precision, runtime="onnxruntime", threads=1)
         assert model.variant is not None
@@ -179,6 +179,12 @@ def embedder_doors(shop: Workshop, precisions: Sequence[str]) -> Iterator[Opened
         note = "its own mean pooling over our token embeddings"
         yield _row(shop, "fastembed", version, model, "onnx/model.onnx", expected, found["sentence_embedding"], note)
         yield _javascript(shop, model, precision, expected, output="sentence_embedding", class_="AutoModel")
+        torch = [("torch", "model.safetensors")] if precision == "fp32" else []
+        for backend, file in [*torch, ("onnx", model.variant.path)]:
+            job = {"folder": str(shop.checkpoint), "backend": backend, "file": file, "texts": TEXTS}
+            found, version = shop.open_in("sentence-transformers", "open.py", job)
+            door, note = f"sentence-transformers, backend={backend!r}", "the checkpoint as it is; its own pooling"
+            yield _row(shop, door, version, model, file, expected, found["sentence_embedding"], note)
 
 
 def _openvino(shop: Workshop, model: Any, precision: str) -> Opened:

@@ -79,13 +79,13 @@ class SentenceHead(nn.Module):
 class SentenceOutput:
     """What an embedder gives: (B, T, H), (B, d) and, where they are asked for, all hidden states, (B, T, H) each."""
 
-    token_embeddings: Tensor
+    last_hidden_state: Tensor
     sentence_embedding: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
 
     def items(self) -> list[tuple[str, Tensor]]:
         """The tensors by name, as transformers' outputs have them."""
-        return [("token_embeddings", self.token_embeddings), ("sentence_embedding", self.sentence_embedding)]
+        return [("last_hidden_state", self.last_hidden_state), ("sentence_embedding", self.sentence_embedding)]
 
 
 class SentenceEncoder(nn.Module):

@@ -280,6 +280,5 @@ def test_a_pruned_structure_says_what_it_was_to_cost_and_what_it_measured() -> N
     assert "measured 0.611, 3.4% off being allowed (the dense model differed from itself by up to 3.4%)" in drawn.text
     mixed = replace(record, choice={**choice, "precisions": [{"attention": "fp32", "ffn": "int8"}, {"ffn": "fp32"}]})
     drawn = kept_structure(mixed, CONFIG)
-    assert drawn is not None and (
-        "Of 3 sublayers that remain, these stay in fp32 and the others go to INT8: attention of layer 0, ffn of layer 1."
-    ) in drawn.text
+    wide = "these stay in fp32 and the others go to INT8: attention of layer 0, ffn of layer 1."
+    assert drawn is not None and f"Of 3 sublayers that remain, {wide}" in drawn.text

@@ -115,7 +115,7 @@ def test_an_embedder_is_its_encoder_and_its_head() -> None:
     module = SentenceEncoder(body, SentenceHead(["mean", "max"], [(torch.nn.Linear(32, 4), torch.nn.Tanh())], True))
     outputs = module(input_ids=IDS, attention_mask=MASK, output_hidden_states=True)
     assert outputs.sentence_embedding.norm(dim=-1).tolist() == pytest.approx([1, 1])
-    assert outputs.token_embeddings.shape == (2, 6, 16)
+    assert outputs.last_hidden_state.shape == (2, 6, 16)
     assert outputs.hidden_states is not None and len(outputs.hidden_states) == 2
     assert module.base_model is body
     assert [name for name, one in module.head.named_parameters() if one.requires_grad] == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from task_data import LABELS, model_section, write_task_data
@@ -177,6 +178,9 @@ def test_an_embedder_keeps_its_dense_layers_and_prompts(era_rows: EraRows, tmp_p
     for name in ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"):
         assert (exported.path / name).read_bytes() == (plain / name).read_bytes()
     torch_model, onnx_model = (compressor.load(exported.path, runtime=name) for name in ("torch", "onnxruntime"))
+    # the first by the name that sentence-transformers, Optimum and Text Embeddings Inference all ask for
+    graph = onnx.load(exported.path / "onnx" / "model.onnx").graph
+    assert [value.name for value in graph.output] == ["last_hidden_state", "sentence_embedding"]
     texts = [row["text"] for row in era_rows["test"][:3]]
     vectors = onnx_model.encode(texts)
     assert vectors.shape == (3, 16)
