@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from compressor.checkpoints.manifest import Content, Variant
 from compressor.errors import CheckpointError, UnsupportedError
+from compressor.methods.structure import Structure
 from compressor.runtime.choose import choose_variant
 from compressor.spec.tasks import TASKS
 
@@ -55,7 +56,8 @@ def graphs_for(door: DoorName, content: Content, *, where: str, precision: str |
         precision: as `compressor.load` takes it. A door of one graph gets that, one of several only that.
 
     Raises:
-        UnsupportedError: a decoder for a door that serves encoders, or a scheme that the door has no name for.
+        UnsupportedError: a decoder for a door that serves encoders, one whose cache the door cannot build, or a scheme
+            that it has no name for.
         CheckpointError: no such ONNX graph.
     """
     one = DOORS[door]
@@ -65,6 +67,8 @@ def graphs_for(door: DoorName, content: Content, *, where: str, precision: str |
             where=where,
             hint="use transformersjs, triton or openvino",
         )
+    if door == "transformersjs" and TASKS[content.task].is_decoder:  # type: ignore[index]
+        _check_even_cache(content, one, where)
     if not any(variant.runtime == "onnxruntime" for variant in content.variants):
         raise CheckpointError(
             "there is no ONNX graph here to lay out", where=where, hint="add an export stage to the pipeline"
@@ -81,6 +85,20 @@ def graphs_for(door: DoorName, content: Content, *, where: str, precision: str |
             hint="lay out another precision",
         )
     return named
+
+
+def _check_even_cache(content: Content, door: Door, where: str) -> None:
+    """It makes the empty cache of a first call from the config, which has one number of heads for all layers."""
+    if content.structure is None:
+        return
+    heads = {layer.n_kv_heads for layer in Structure.from_json(content.structure).layers}
+    if len(heads) > 1:
+        counts = ", ".join(map(str, sorted(heads)))
+        raise UnsupportedError(
+            f"{door.title} takes as many key/value heads in every layer, and here layers keep {counts}",
+            where=where,
+            hint="prune with `layout: uniform`, or heads alike and neurons freely; or use triton or openvino",
+        )
 
 
 def js_dtype(path: str) -> str:

@@ -19,7 +19,10 @@ from tiny_checkpoints import make_checkpoint
 from compressor.checkpoints.store import Checkpoint, seal
 from compressor.errors import CheckpointError, UnsupportedError, UserError
 from compressor.integrations.layout import DoorRow, lay_out, markdown
+from compressor.methods.structure import LayerStructure, Structure
+from compressor.methods.surgery import read_structure
 from compressor.runtime.doors import DOOR_NAMES
+from compressor.runtime.torch_models import load_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,6 +113,25 @@ def test_triton_s_config_names_every_tensor_and_the_tuned_threads(encoder: Check
     assert 'input [ { name: "input_ids" data_type: TYPE_INT64 dims: [ -1, -1 ] } ]' in text
     assert 'output [ { name: "logits" data_type: TYPE_FP32 dims: [ -1, 3 ] } ]' in text
     assert 'parameters { key: "intra_op_thread_count" value: { string_value: "3" } }' in text
+
+
+def test_a_decoder_whose_layers_keep_unequal_heads_is_refused_where_the_config_says_how_many(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """Seen with Optimum, which ends in ONNX Runtime's "Got: 4 Expected: 3"; Transformers.js builds its cache alike."""
+    full = read_structure(load_module(tiny_llama_dir))
+    first, *rest = full.layers
+    halved = LayerStructure(first.heads_kept[:2], first.kv_heads_kept[:1], first.ffn_kept)
+    structure = Structure(full.layers_kept, (halved, *rest))
+    uneven = make_checkpoint(tiny_llama_dir, tmp_path / "uneven", structure=structure)
+    with pytest.raises(
+        UnsupportedError,
+        match=r"uneven: Transformers.js takes as many key/value heads in every layer, and here layers keep 1, 2\n"
+        r"  -> prune with `layout: uniform`, or heads alike and neurons freely; or use triton or openvino",
+    ):
+        lay_out(uneven.path, "transformersjs", tmp_path / "js")
+    assert not (tmp_path / "js").exists()
+    lay_out(uneven.path, "triton", tmp_path / "triton")
 
 
 def test_decoders_go_through_doors_that_generate(decoder: Checkpoint, tmp_path: Path) -> None:
