@@ -22,7 +22,7 @@ from compressor.methods.fractions import Fractions, prune_to_fractions
 from compressor.methods.judging import Score
 from compressor.methods.pruning import prune_model
 from compressor.methods.structure import Structure
-from compressor.methods.surgery import n_parameters, stock_fit
+from compressor.methods.surgery import n_parameters, read_structure, stock_fit
 from compressor.methods.uniform import stock_head_counts
 from compressor.methods.units import Importance
 from compressor.runtime.torch_models import load_module, quiet_transformers, with_head
@@ -50,7 +50,7 @@ def prune(config: Prune, inputs: SourceInput, out_dir: Path, ctx: StageContext) 
 
     Raises:
         UnsupportedError: an architecture whose layers we cannot resize.
-        UserError: a budget that cannot be met; the least reachable is named.
+        UserError: a budget that cannot be met (the least reachable is named), or one that INT8 alone keeps.
         DataError: no calibration rows, or too few of them.
         StageError: nothing was removed.
     """
@@ -153,6 +153,15 @@ def _prune(
         uniform=stock_head_counts(module) if config.layout == "uniform" else None,
     )
     found = search(request, module, batches, ctx.costs, emit)
+    source = read_structure(module)
+    if found.keeps_all(source) and request.search.precision != "fp32":
+        if request.search.precision == "mixed" and found.has_int8:
+            return module, source, found.facts
+        raise UserError(
+            f"INT8 alone keeps the budget of {', '.join(found.facts['budget'].values())}: nothing has to be pruned",
+            where=f"stages.{config.id}.budget",
+            hint="leave this stage out and quantise the export, or lower the budget",
+        )
     module, kept = prune_model(
         module,
         batches,

@@ -35,6 +35,7 @@ from compressor.methods.choosing import (
 from compressor.methods.judging import Score
 from compressor.methods.pruning import Recovery, require_tokens
 from compressor.methods.refining import refine, refit_to_budget
+from compressor.methods.structure import Structure
 from compressor.methods.trying import Precision, Trial
 from compressor.methods.uniform import Fits, choose_uniform
 from compressor.methods.units import Importance
@@ -70,6 +71,19 @@ class Found:
     n_heads: tuple[int, ...]
     ffn_widths: tuple[int, ...]
     facts: dict[str, Any]
+
+    def keeps_all(self, source: Structure) -> bool:
+        """Whether nothing leaves."""
+        sizes = zip(self.n_heads, self.ffn_widths, strict=True)
+        return all(
+            (heads, width) == (layer.n_heads, layer.ffn_width)
+            for (heads, width), layer in zip(sizes, source.layers, strict=True)
+        )
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether a mixture has any INT8 in it."""
+        return any(one == "int8" for layer in self.facts.get("precisions", ()) for one in layer.values())
 
 
 @dataclass(frozen=True)

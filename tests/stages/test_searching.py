@@ -21,6 +21,7 @@ from compressor.measurement.cost_basis import CostBasis
 from compressor.measurement.cost_rows import Effort
 from compressor.measurement.cost_table import Costs, Precision, Quantity
 from compressor.measurement.whole_models import Comparison
+from compressor.methods.choosing import Choice, Cost, OptionScores, choice_of
 from compressor.methods.structure import KINDS, Structure
 from compressor.methods.surgery import read_structure
 from compressor.schema.events import Event, Note, Progress
@@ -92,13 +93,15 @@ def test_predicted_and_measured_cost_are_both_in_the_record(
     assert choice["measured_cost_ratio"] == pytest.approx(choice["measured"]["ratio"])
     assert choice["measured"]["aa_bound"] >= 0 and choice["tolerance"] >= 0.02
     assert 1 <= len(choice["attempts"]) <= 2  # corrected at most once
-    assert choice["loss"] > -1e-6 and choice["swaps_tried"] == 3  # a divergence, which rounding may put below 0
+    assert choice["loss"] > -1e-6  # a divergence, which rounding may put below 0
+    assert 0 <= choice["swaps_tried"] <= 3  # in so noisy a table there may be fewer moves worth trying
     assert choice["cost_table"] == basis_of(stage).digest()
     missed = [event.text for event in events if isinstance(event, Note)]
     assert bool(missed) != choice["is_kept"]
     assert all("the budget of 0.6x was missed by" in text and "is allowed" in text for text in missed)
     tasks = {event.task for event in events if isinstance(event, Progress)}
-    assert {"score options", "swap options", "measure the exported shape"} <= tasks
+    assert {"score options", "measure the exported shape"} <= tasks
+    assert ("swap options" in tasks) == (choice["swaps_tried"] > 0)
     structure = Structure.from_json(made.record.realised["structure"])
     assert sum(layer.ffn_width for layer in structure.layers) > 0
 
@@ -320,3 +323,39 @@ def test_a_choice_for_other_layers_or_in_a_broken_file_is_refused(bert: Shelf, t
         ctx = make_context(bert.task, bert.data, tmp_path / "work")
         with pytest.raises(CompressorError, match=message):
             run_here(stage_config("int8", settings), StageInputs(own), folder.with_suffix(".out"), ctx)
+
+
+def test_a_budget_that_int8_alone_keeps_needs_no_pruning(
+    bert: Shelf, basis_of: Callable[[Prune], CostBasis], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A mixture that removes nothing is still a choice of precisions; a pruning for INT8 alone would do nothing."""
+    measured = basis_of(config({"cpu_s_per_token": "0.6x"}))
+    monkeypatch.setattr(searching._Hunt, "_choose", lambda self, scale: dense_in_int8(self.scores, self.first.cost))
+    monkeypatch.setattr(searching, "in_order", lambda scores, costs: scores)  # noise may beat the whole of a sublayer
+    full = [(layer.n_heads, layer.ffn_width) for layer in read_structure(measured.timer.model).layers]
+    monkeypatch.setattr(searching, "WholeModels", lambda basis: FakeDevice(1.0, 0.5, full, basis))
+    for precision in ("int8", "mixed"):
+        costs = KnownCosts(measured.costs.table, measured.costs.calls, precision)  # type: ignore[arg-type]
+        basis = replace(measured, costs=costs)
+        stage = config({"cpu_s_per_token": "0.6x"}, precision=precision, swaps=0)
+        if precision == "int8":
+            with pytest.raises(
+                UserError,
+                match=r"stages.small.budget: INT8 alone keeps the budget of 0.6x: nothing has to be pruned\n"
+                r"  -> leave this stage out and quantise the export, or lower the budget",
+            ):
+                do(bert, tmp_path / precision, stage, basis, [])
+            continue
+        made = do(bert, tmp_path / precision, stage, basis, [])
+        assert made.record.realised["parameters"] == made.record.realised["parameters_before"]
+        assert precisions_of(made) == ({"attention": "int8", "ffn": "int8"},) * len(full)
+
+
+def dense_in_int8(scores: OptionScores, cost: Cost) -> Choice:
+    """Everything stays, in INT8."""
+    sizes = [max(option.size for option in group.options) for group in scores.groups]
+    options = [
+        next(n for n, one in enumerate(group.options) if one.size == size and one.precision == "int8")
+        for group, size in zip(scores.groups, sizes, strict=True)
+    ]
+    return choice_of(scores, options, cost)
