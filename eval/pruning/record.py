@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "minilm": "all-MiniLM-L6-v2, batches of 8 x 32 tokens, 0.6x CPU-seconds a token",
     "minilm-long": "the same in batches of 8 x 128 tokens, judged on the same sentences",
-    "minilm-int8": "the same 8 x 128 tokens in INT8 (w8a8-dynamic), 0.3x of dense fp32, judged before it is quantised",
+    "minilm-int8": "all-MiniLM-L6-v2 in INT8, batches of 8 x 128 tokens, 0.3x of dense fp32, judged unquantised",
     "smollm2": "SmolLM2-135M-Instruct (dequantised Q4_1), one step of decoding after 144 tokens, 0.8x",
     "smollm2-trimmed": "the same step of the same model, its vocabulary trimmed to the training text, 0.8x of all",
     "gpt2": "GPT-2 of 4 layers trained on SOTU, one step of decoding after 80 tokens, 0.8x",
