@@ -416,7 +416,11 @@ def _budget_kept(choice: Mapping[str, Any] | None) -> list[str]:
     if "precisions" in choice:
         chosen = [(n, kind, one) for n, layer in enumerate(choice["precisions"]) for kind, one in layer.items()]
         wide = ", ".join(f"{kind} of layer {n}" for n, kind, one in chosen if one == "fp32")
-        said.append(f"Of {len(chosen)} sublayers that remain, these stay in fp32 and the others go to INT8: {wide}.")
+        said.append(
+            f"Of {len(chosen)} sublayers that remain, these stay in fp32 and the others go to INT8: {wide}."
+            if wide
+            else f"All {len(chosen)} sublayers that remain go to INT8."
+        )
     if "measured" not in choice:
         return said
     return [

@@ -282,3 +282,6 @@ def test_a_pruned_structure_says_what_it_was_to_cost_and_what_it_measured() -> N
     drawn = kept_structure(mixed, CONFIG)
     wide = "these stay in fp32 and the others go to INT8: attention of layer 0, ffn of layer 1."
     assert drawn is not None and f"Of 3 sublayers that remain, {wide}" in drawn.text
+    narrow = replace(record, choice={**choice, "precisions": [{"attention": "int8", "ffn": "int8"}]})
+    drawn = kept_structure(narrow, CONFIG)
+    assert drawn is not None and "All 2 sublayers that remain go to INT8." in drawn.text
