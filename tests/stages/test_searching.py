@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from compressor.measurement.cost_basis import CostBasis
 from compressor.measurement.cost_rows import Effort
 from compressor.measurement.cost_table import Costs, Precision, Quantity
 from compressor.measurement.whole_models import Comparison
-from compressor.methods.choosing import Choice, Cost, OptionScores, choice_of
+from compressor.methods.choosing import Choice, Cost, Group, Option, OptionScores, choice_of
 from compressor.methods.structure import KINDS, Structure
 from compressor.methods.surgery import read_structure
+from compressor.methods.trying import Trial
 from compressor.schema.events import Event, Note, Progress
 from compressor.spec.budgets import PruneBudget, Search
 from compressor.spec.evaluation import Target, Workload
@@ -189,6 +191,20 @@ class KnownCosts(Costs):
         return 1e-6
 
 
+def known_scores(trial: Trial, *, precisions: Sequence[Precision], **_: object) -> OptionScores:
+    """Made-up losses: the more leaves, and the later the layer, the worse; INT8 costs a little everywhere. Those of a
+    tiny model are noise, in which a smaller sublayer may lose less than a larger one."""
+    groups = []
+    for place in trial.places:
+        options = []
+        for precision, count in product(precisions, place.counts):
+            kept = place.best(count)
+            loss = (1 - count / max(place.counts)) ** 2 + (0.01 if precision == "int8" else 0.0)
+            options.append(Option(kept, place.size(kept), (1 + place.layer) * loss, precision))
+        groups.append(Group(place.layer, place.kind, tuple(options)))
+    return OptionScores(trial.source, tuple(groups))
+
+
 class FakeDevice:
     """Whole models on a device that costs more than the table says, by a factor, and never less than a share."""
 
@@ -228,6 +244,7 @@ def test_the_budget_is_corrected_until_it_holds_on_the_device(
     basis = replace(measured, costs=KnownCosts(measured.costs.table, measured.costs.calls))
     model = basis.timer.model
     full = [(layer.n_heads, layer.ffn_width) for layer in read_structure(model).layers]
+    monkeypatch.setattr(searching, "score_trial", known_scores)
     monkeypatch.setattr(searching, "WholeModels", lambda basis: FakeDevice(factor, aa_bound, full, basis))
     ids = torch.arange(4, 60).repeat(16, 1)[:, :24]
     batches = [{"input_ids": (ids + number) % 50 + 4, "attention_mask": torch.ones_like(ids)} for number in range(4)]
@@ -273,8 +290,9 @@ def test_sizes_and_precisions_are_chosen_together_and_the_quantisation_follows(
     measured = basis_of(config({"cpu_s_per_token": "0.6x"}))
     basis = replace(measured, costs=KnownCosts(measured.costs.table, measured.costs.calls, "mixed"))
     full = [(layer.n_heads, layer.ffn_width) for layer in read_structure(basis.timer.model).layers]
+    monkeypatch.setattr(searching, "score_trial", known_scores)
     monkeypatch.setattr(searching, "WholeModels", lambda basis: FakeDevice(1.0, 0.05, full, basis))
-    stage = config({"cpu_s_per_token": "0.6x"}, precision="mixed", levels=5)
+    stage = config({"cpu_s_per_token": "0.6x"}, precision="mixed", levels=5, swaps=0)
     small = do(bert, tmp_path / "small", stage, basis, [])
     choice = small.record.realised["choice"]
     assert choice["is_kept"] and choice["precision"] == "mixed"
@@ -331,7 +349,7 @@ def test_a_budget_that_int8_alone_keeps_needs_no_pruning(
     """A mixture that removes nothing is still a choice of precisions; a pruning for INT8 alone would do nothing."""
     measured = basis_of(config({"cpu_s_per_token": "0.6x"}))
     monkeypatch.setattr(searching._Hunt, "_choose", lambda self, scale: dense_in_int8(self.scores, self.first.cost))
-    monkeypatch.setattr(searching, "in_order", lambda scores, costs: scores)  # noise may beat the whole of a sublayer
+    monkeypatch.setattr(searching, "score_trial", known_scores)
     full = [(layer.n_heads, layer.ffn_width) for layer in read_structure(measured.timer.model).layers]
     monkeypatch.setattr(searching, "WholeModels", lambda basis: FakeDevice(1.0, 0.5, full, basis))
     for precision in ("int8", "mixed"):
