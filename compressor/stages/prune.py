@@ -154,9 +154,9 @@ def _prune(
     )
     found = search(request, module, batches, ctx.costs, emit)
     source = read_structure(module)
-    if found.keeps_all(source) and request.search.precision != "fp32":
-        if request.search.precision == "mixed" and found.has_int8:
-            return module, source, found.facts
+    if found.keeps_all(source) and found.has_int8:
+        return module, source, found.facts
+    if found.keeps_all(source) and request.search.precision == "int8":
         raise UserError(
             f"INT8 alone keeps the budget of {', '.join(found.facts['budget'].values())}: nothing has to be pruned",
             where=f"stages.{config.id}.budget",
