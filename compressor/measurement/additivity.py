@@ -23,11 +23,11 @@ from compressor.measurement.cost_table import (
     Costs,
     CostTable,
     Fit,
-    Shipped,
 )
 from compressor.measurement.graph_rounds import mixed, opened, run_rounds
 from compressor.methods.structure import ATTENTION, FFN, KINDS
 from compressor.methods.surgery import read_structure
+from compressor.spec.budgets import Shipped
 
 MAX_MAPE = 0.05
 MIN_TAU = 0.95

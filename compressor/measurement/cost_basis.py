@@ -21,7 +21,6 @@ from compressor.measurement.cost_table import (
     CallShape,
     Costs,
     Precision,
-    Shipped,
     open_table,
     table_path,
     tables_folder,
@@ -31,6 +30,7 @@ from compressor.measurement.graph_rounds import Graph
 from compressor.measurement.graph_writer import Order, write_ahead
 from compressor.measurement.session import find_meters
 from compressor.measurement.whole_models import AgainstDense, Comparison
+from compressor.spec.budgets import Shipped
 
 Progress = Callable[[str, int, int], None]
 """Told (what is being done, done, total)."""

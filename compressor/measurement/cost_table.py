@@ -24,13 +24,12 @@ from compressor.errors import CheckpointError, UserError
 from compressor.measurement.device import Device
 from compressor.measurement.statistics import mean_interval
 from compressor.methods.structure import KINDS
+from compressor.spec.budgets import Shipped
 
 FORMAT = 1
 RowName: TypeAlias = tuple[str, int, "Precision"]
 RowKey: TypeAlias = tuple[str, int, str, str]
 Precision = Literal["fp32", "int8"]
-Shipped = Literal["fp32", "int8", "mixed"]
-"""What becomes of a model: all of it in one precision, or INT8 but for the sublayers that a search left in fp32."""
 Quantity = Literal["cpu_s", "latency_s", "energy_j", "size_bytes"]
 """What can be read from a row; seconds and joules are per call, bytes are those of the file."""
 Timing: TypeAlias = tuple[float, float, float]

@@ -128,6 +128,7 @@ class PruneBudget(Part):
 
 
 Shipped = Literal["fp32", "int8", "mixed"]
+"""What becomes of a model: all of it in one precision, or INT8 but for the sublayers that a search left in fp32."""
 
 
 class Search(Part):
